@@ -1,0 +1,70 @@
+"""The library's front door: `optimize`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from onnxopt import pipeline, recipe
+from onnxopt.model import Source
+from onnxopt.pipeline import Progress, Result, Settings
+from onnxopt.recipe import PassLike, Recipe
+
+Passes = "str | Path | Mapping[str, Any] | Recipe | list[PassLike] | tuple[PassLike, ...]"
+
+
+def optimize(
+    model: Source,
+    passes: "Passes",  # type: ignore[valid-type]
+    *,
+    output: str | Path | None = None,
+    data: Any = None,
+    evaluation: Any = None,
+    metric: str | Mapping[str, Any] | None = None,
+    target: str | Mapping[str, Any] | None = None,
+    limits: Mapping[str, float] | None = None,
+    verify: str | Mapping[str, Any] | None = None,
+    work: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Run passes on a model, prove what they did, and write the result.
+
+    Args:
+        model: a path, bytes, ModelProto, onnx_ir model or graphsurgeon graph.
+        passes: a recipe (path, mapping or Recipe), or a list of pass names, `{name: options}` and Pass objects.
+        output: file to write; `report.json` goes beside it.
+        data: calibration data: a SPEC as on the command line, arrays by input name, or an iterable of feeds.
+        evaluation: data for limits and the report, in the same forms.
+        metric: a metric's name, or `{kind: ..., output: ..., label: ...}`.
+        target: `portable`, `cpu`, `cuda`, or a profile.
+        limits: `{metric_drop: ..., drift: ...}` against the input model.
+        verify: `full`, `sample`, `structure`, or the recipe's mapping.
+        work: work folder, kept for inspection and resuming.
+        progress: called with a `Progress` now and then.
+
+    Returns:
+        The optimized model and the report.
+
+    Raises:
+        RecipeError, ModelError, DataError: bad input, in one line; nothing is written.
+        ContractViolation: a pass broke its contract or a limit; nothing is written.
+    """
+    made = _recipe(passes, metric=metric, target=target, limits=limits, verify=verify)
+    settings = Settings(work=Path(work) if work else None, progress=progress, allow_code=not isinstance(passes, str | Path))
+    return pipeline.run(
+        model, made, Path(output) if output else None, data=data, evaluation=evaluation, settings=settings
+    )
+
+
+def _recipe(passes: Any, *, metric: Any, **parts: Any) -> Recipe:
+    if isinstance(passes, Recipe):
+        content = {**passes.resolved(), "passes": list(passes.passes)}
+    elif isinstance(passes, str | Path):
+        content = recipe.read(Path(passes))
+    elif isinstance(passes, Mapping):
+        content = dict(passes)
+    else:
+        content = {"passes": list(passes)}
+    content |= {key: value for key, value in parts.items() if value is not None}
+    if metric is not None:
+        content["data"] = {**(content.get("data") or {}), "metric": metric}
+    return recipe.build(content)

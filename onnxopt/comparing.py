@@ -1,0 +1,242 @@
+"""Comparing what two models compute: drift, the exact contract's tolerance, and the collapse guard. Pure numpy."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Outputs = Mapping[str, Any]
+"""What a session gives for one feed: output name -> array, list, dict or None."""
+
+ABSOLUTE_FLOOR = 1e-6
+"""Differences below this, per element, are rounding whatever the output's size."""
+
+_FLOATS = "fcV"
+"""numpy's kinds of floating point; V are the types numpy borrows (bfloat16, float8)."""
+
+
+@dataclass
+class Comparison:
+    """How far the outputs of one model are from those of another.
+
+    Attributes:
+        drift: worst relative L2 over outputs and samples; inf where shapes, NaNs or integers differ.
+        broken: what is outside the tolerance, one line each.
+        undecidable: output and sample pairs in which the original does not agree with itself.
+    """
+
+    drift: float = 0.0
+    broken: list[str] = field(default_factory=list)
+    undecidable: int = 0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the runtime's own optimizations do to the original.
+
+    Attributes:
+        relative: worst relative L2 by output.
+        unstable: (output, feed) pairs whose integers, shapes or NaNs change; nothing can be decided there.
+    """
+
+    relative: Mapping[str, float]
+    unstable: frozenset[tuple[str, int]]
+
+
+def noise(one: Sequence[Outputs], other: Sequence[Outputs]) -> Noise:
+    """The noise between two runs of the same model on the same feeds."""
+    relative: dict[str, float] = {}
+    unstable = set()
+    for feed, (a, b) in enumerate(zip(one, other, strict=True)):
+        for name, x, y in _pairs(a, b):
+            if x is None or y is None or _mismatch(x, y):
+                unstable.add((name, feed))
+            elif x.dtype.kind in _FLOATS:
+                relative[name] = max(relative.get(name, 0.0), *map(_relative, *_rows(x, y)), 0.0)
+    return Noise(relative, frozenset(unstable))
+
+
+def compare(reference: Sequence[Outputs], candidate: Sequence[Outputs], tolerance: float, own: Noise) -> Comparison:
+    """Hold the candidate to the reference: `||a - b|| <= tol ||a|| + 1e-6 sqrt(n)`, all else equal.
+
+    Args:
+        reference: the outputs to hold to, one entry a feed.
+        candidate: the outputs to judge.
+        tolerance: relative L2 allowed per output and sample, raised to 8 times the original's own noise.
+        own: the original's noise.
+    """
+    result = Comparison()
+    for feed, name, x, y in _decidable(reference, candidate, own, result):
+        where = f"output {name}, feed {feed}"
+        why = "is missing" if x is None or y is None else _mismatch(x, y)
+        if why or x is None or y is None:
+            result.drift = np.inf
+            result.broken.append(f"{where}: {why}")
+        elif x.dtype.kind in _FLOATS:
+            _compare_floats(result, where, x, y, max(tolerance, 8 * own.relative.get(name, 0.0)))
+    return result
+
+
+def measure(reference: Sequence[Outputs], candidate: Sequence[Outputs], own: Noise) -> Comparison:
+    """How far the candidate went, when it may go far: only lost outputs, other types and new NaNs break it.
+
+    Integers and data-dependent sizes may differ; outputs whose sizes differ count as undecidable.
+    """
+    result = Comparison()
+    for feed, name, x, y in _decidable(reference, candidate, own, result):
+        where = f"output {name}, feed {feed}"
+        if x is None or y is None or x.dtype != y.dtype or x.ndim != y.ndim:
+            form = "nothing" if y is None else f"{y.dtype} of rank {y.ndim}"
+            result.broken.append(f"{where}: became {form}")
+        elif x.dtype.kind in _FLOATS and np.isfinite(_wide(x)).all() and not np.isfinite(_wide(y)).all():
+            result.drift = np.inf
+            result.broken.append(f"{where}: holds NaN or infinities that the original does not give")
+        elif x.shape != y.shape:
+            result.undecidable += 1
+        elif x.dtype.kind in _FLOATS:
+            result.drift = max(result.drift, *map(_relative, *_rows(x, y)), 0.0)
+    return result
+
+
+def _decidable(
+    reference: Sequence[Outputs], candidate: Sequence[Outputs], own: Noise, result: Comparison
+) -> Iterator[tuple[int, str, Array | None, Array | None]]:
+    for feed, (a, b) in enumerate(zip(reference, candidate, strict=True)):
+        for name, x, y in _pairs(a, b):
+            if (name, feed) in own.unstable:
+                result.undecidable += 1
+            else:
+                yield feed, name, x, y
+
+
+def first_nan(outputs: Sequence[Outputs]) -> tuple[str, int] | None:
+    """The first output that holds a NaN, and the feed it came from."""
+    for feed, values in enumerate(outputs):
+        for name, x in _leaves(values):
+            if x.dtype.kind in "fc" and np.isnan(x).any():
+                return name, feed
+    return None
+
+
+def collapsed(reference: Sequence[Outputs], candidate: Sequence[Outputs]) -> list[str]:
+    """Why the candidate no longer says what the reference says; empty where it does.
+
+    An output has collapsed when it is the same for every sample where the reference's is not, when its
+    centred cosine with the reference's is 0.3 or less, or when some other pairing of the samples fits as well.
+    Fewer than three samples decide nothing.
+    """
+    reasons = []
+    for name, x, y in _stacked(reference, candidate):
+        a, b = _centred(x), _centred(y)
+        spread = np.linalg.norm(a) / (np.linalg.norm(x) + 1e-30)
+        if spread < 1e-5:
+            continue
+        if np.linalg.norm(b) <= 1e-6 * np.linalg.norm(y) + 1e-30:
+            reasons.append(f"output {name} is the same for all {len(y)} samples; the original's is not")
+            continue
+        cosines = _unit(a) @ _unit(b).T
+        own = float(np.mean(np.diag(cosines)))
+        shuffled = max(float(np.mean(np.diag(np.roll(cosines, k, axis=1)))) for k in range(1, len(x)))
+        if own <= 0.3:
+            reasons.append(f"output {name}: centred cosine with the original's is {own:.2f}, at most 0.3")
+        elif own <= shuffled:
+            reasons.append(f"output {name} fits other samples as well as its own ({shuffled:.2f} against {own:.2f})")
+    return reasons
+
+
+def _compare_floats(result: Comparison, where: str, x: Array, y: Array, limit: float) -> None:
+    for row, (a, b) in enumerate(zip(*_rows(x, y), strict=True)):
+        relative = _relative(a, b)
+        result.drift = max(result.drift, relative)
+        floor = ABSOLUTE_FLOOR * np.sqrt(a.size)
+        if _distance(a, b) > limit * _norm(a) + floor:
+            result.broken.append(f"{where}, row {row}: relative L2 {relative:.1e}, allowed {limit:.1e}")
+
+
+def _leaves(outputs: Outputs) -> Iterator[tuple[str, Array]]:
+    """Arrays inside outputs; sequences and maps are opened up (`name[3]`)."""
+    stack = list(reversed(list(outputs.items())))
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, Mapping):
+            stack.extend((f"{name}[{key}]", value[key]) for key in reversed(list(value)))
+        elif isinstance(value, list | tuple):
+            stack.extend((f"{name}[{i}]", v) for i, v in reversed(list(enumerate(value))))
+        elif value is not None:
+            yield name, np.asarray(value)
+
+
+def _pairs(a: Outputs, b: Outputs) -> Iterator[tuple[str, Array | None, Array | None]]:
+    left, right = dict(_leaves(a)), dict(_leaves(b))
+    for name in (*left, *(n for n in right if n not in left)):
+        yield name, left.get(name), right.get(name)
+
+
+def _mismatch(x: Array, y: Array) -> str:
+    """Why two outputs differ beyond numbers; empty where only numbers can differ."""
+    if x.shape != y.shape:
+        return f"shape {list(x.shape)} became {list(y.shape)}"
+    if x.dtype != y.dtype:
+        return f"type {x.dtype} became {y.dtype}"
+    if x.dtype.kind not in _FLOATS:
+        return "" if np.array_equal(x, y) else f"{int(np.sum(x != y))} of {x.size} values differ"
+    a, b = _wide(x), _wide(y)
+    if not np.array_equal(np.isnan(a), np.isnan(b)):
+        return "NaNs at other places"
+    infinite = np.isinf(a) | np.isinf(b)
+    return "" if np.array_equal(a[infinite], b[infinite]) else "infinities at other places"
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
+
+
+def _rows(x: Array, y: Array) -> tuple[list[Array], list[Array]]:
+    """Samples of a batch: the first axis is taken for it (a sum over it could hide one bad sample)."""
+    if x.ndim < 2 or len(x) == 0:
+        return [x], [y]
+    return list(x), list(y)
+
+
+def _finite(a: Array) -> Array:
+    return np.where(np.isfinite(a), a, 0)
+
+
+def _distance(a: Array, b: Array) -> float:
+    return float(np.linalg.norm((_finite(_wide(a)) - _finite(_wide(b))).ravel()))
+
+
+def _norm(a: Array) -> float:
+    return float(np.linalg.norm(_finite(_wide(a)).ravel()))
+
+
+def _relative(a: Array, b: Array) -> float:
+    """Relative L2; where both are nothing but rounding, 0."""
+    distance, floor = _distance(a, b), ABSOLUTE_FLOOR * float(np.sqrt(a.size))
+    return 0.0 if distance <= floor else distance / max(_norm(a), floor)
+
+
+def _stacked(reference: Sequence[Outputs], candidate: Sequence[Outputs]) -> Iterator[tuple[str, Array, Array]]:
+    """Float outputs of all samples as matrices `[samples, values]`, where samples agree in size."""
+    samples: dict[str, list[tuple[Array, Array]]] = {}
+    for a, b in zip(reference, candidate, strict=True):
+        for name, x, y in _pairs(a, b):
+            if x is not None and y is not None and x.shape == y.shape and x.dtype.kind in _FLOATS:
+                samples.setdefault(name, []).extend(
+                    (_finite(_wide(u)).ravel(), _finite(_wide(v)).ravel()) for u, v in zip(*_rows(x, y), strict=True)
+                )
+    for name, pairs in samples.items():
+        usable = [pair for pair in pairs if pair[0].size == pairs[0][0].size]
+        if len(usable) >= 3 and usable[0][0].size:
+            yield name, np.stack([u for u, _ in usable]), np.stack([v for _, v in usable])
+
+
+def _centred(x: Array) -> Array:
+    return np.asarray(x - x.mean(axis=0, keepdims=True))
+
+
+def _unit(x: Array) -> Array:
+    return np.asarray(x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-30))

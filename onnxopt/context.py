@@ -1,0 +1,122 @@
+"""What the pipeline hands to a pass: analyses of the model as it is now, storage, a session, random numbers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxopt.analysis.cost import Cost, cost
+from onnxopt.analysis.linear import Linear, linears
+from onnxopt.analysis.shapes import Shapes, infer
+from onnxopt.backends.sessions import SessionMode, open_session, run
+from onnxopt.backends.target import Target
+from onnxopt.backends.worker import Worker
+from onnxopt.edit import as_tensor
+from onnxopt.model import Model
+from onnxopt.recipe import Override
+from onnxopt.serialization import to_proto
+from onnxopt.workdir import WorkDir
+
+T = TypeVar("T")
+Progress = Callable[[int, int, str], None]
+
+
+class RunContext:
+    """The context of one run.
+
+    Without a worker, sessions run in this process; without a work folder, stored arrays stay in memory:
+    enough for passes on small models and for tests.
+
+    Args:
+        model: the model that passes work on; replaced by `use` when it is read again from disk.
+        sizes: input name -> shape of the first sample: what dynamic axes are for shapes and cost.
+        observed: value name -> shape in a real run, where inference does not reach.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        worker: Worker | None = None,
+        workdir: WorkDir | None = None,
+        target: Target | None = None,
+        overrides: Sequence[Override] = (),
+        sizes: Mapping[str, tuple[int, ...]] | None = None,
+        observed: Mapping[str, tuple[int, ...]] | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self._model = model
+        self._worker = worker
+        self._workdir = workdir
+        self._overrides = tuple(overrides)
+        self._sizes = dict(sizes or {})
+        self._observed = dict(observed or {})
+        self._progress = progress
+        self._cache: dict[str, tuple[Model, int, Any]] = {}
+        self.target = target or Target(name="cpu")
+        self.rng = np.random.default_rng(seed)
+
+    def use(self, model: Model, seed: int) -> None:
+        """Go on with another model object, and with random numbers that depend on the step alone."""
+        self._model = model
+        self.rng = np.random.default_rng(seed)
+
+    @property
+    def linears(self) -> list[Linear]:
+        """All linear layers of the model as it is now."""
+        return self._cached("linears", lambda: linears(self._model))
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes with the sizes of the first sample."""
+        return self._cached("shapes", lambda: infer(self._model, self._sizes, self._observed))
+
+    @property
+    def cost(self) -> Cost:
+        """MACs, parameters and bytes at those sizes."""
+        return self._cached("cost", lambda: cost(self._model, self.shapes))
+
+    def store(self, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.TensorProtocol:
+        """See `passing.Context.store`."""
+        if self._workdir is not None:
+            return self._workdir.store(array, dtype)
+        if dtype is None:
+            return as_tensor(array, None)
+        return ir.Tensor(array.astype(dtype.numpy()), dtype=dtype)
+
+    def evaluate(self, model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """See `passing.Context.evaluate`."""
+        content = to_proto(model).SerializeToString()
+        if self._worker is not None:
+            outputs: dict[str, npt.NDArray[Any]] = self._worker.call(evaluate_bytes, content, dict(feeds))
+            return outputs
+        return evaluate_bytes(content, feeds)
+
+    def overrides(self, name: str) -> Mapping[str, Any]:
+        """See `passing.Context.overrides`."""
+        merged: dict[str, Any] = {}
+        for override in self._overrides:
+            if override.matches(name):
+                merged |= override.model_dump(exclude={"match"}, exclude_unset=True)
+        return merged
+
+    def progress(self, done: int, total: int, what: str = "") -> None:
+        """See `passing.Context.progress`."""
+        if self._progress is not None:
+            self._progress(done, total, what)
+
+    def _cached(self, key: str, make: Callable[[], T]) -> T:
+        model, revision, value = self._cache.get(key, (None, -1, None))
+        if model is not self._model or revision != self._model.revision:
+            value = make()
+            self._cache[key] = (self._model, self._model.revision, value)
+        result: T = value
+        return result
+
+
+def evaluate_bytes(content: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a serialized model once in the reference session."""
+    return run(open_session(content, SessionMode.REFERENCE), feeds)

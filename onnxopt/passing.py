@@ -1,0 +1,256 @@
+"""What a pass is: its phase, its contract, what it finds; and how passes are found by name."""
+
+import difflib
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+
+from onnxopt.analysis.cost import Cost
+from onnxopt.analysis.linear import Linear
+from onnxopt.analysis.shapes import Shapes
+from onnxopt.errors import Declined, OnnxOptError, RecipeError
+from onnxopt.model import Model
+
+Phase = Literal["clean", "structure", "transform", "quantize", "lower"]
+PHASES: tuple[Phase, ...] = ("clean", "structure", "transform", "quantize", "lower")
+"""The order in which passes make sense; a recipe out of order is an error."""
+
+ENTRY_POINTS = "onnxopt.passes"
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The pass changes no output beyond rounding.
+
+    Attributes:
+        tolerance: relative L2 a output and sample; None: 1e-4 (fp32) or 5e-3 (fp16, bf16), and never
+            under 8 times what the runtime's own optimizations do to the model.
+    """
+
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """The pass changes outputs; what it does is measured, reported and held inside the limits."""
+
+
+Contract = Exact | Lossy
+
+
+class Limits(BaseModel):
+    """How much worse a model may become, against the input model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric_drop: PositiveFloat | None = Field(
+        None, description="largest loss of the metric: absolute for scores in 0..1, relative for losses"
+    )
+    drift: PositiveFloat | None = Field(None, description="largest relative L2 of an output, as deployed")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that a pass did.
+
+    Attributes:
+        node: name of the node or tensor it was done to.
+        rule: the pass's rule.
+        what: what was done, readable on its own.
+    """
+
+    node: str
+    rule: str
+    what: str
+
+
+@dataclass
+class Findings:
+    """What came out of one run of a pass: changes, refusals with reasons, notes, figures."""
+
+    changes: list[Change] = field(default_factory=list)
+    declined: list[Declined] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    measures: dict[str, float | int | str] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the pass did anything."""
+        return bool(self.changes)
+
+    def change(self, node: str | None, rule: str, what: str) -> None:
+        """Record something done."""
+        self.changes.append(Change(node or "", rule, what))
+
+    def decline(self, node: str | None, rule: str, why: str) -> None:
+        """Record something left alone, with the reason."""
+        self.declined.append(Declined(node or "", rule, why))
+
+    def add(self, other: "Findings") -> None:
+        """Take over what another run found (figures of the same name are replaced)."""
+        self.changes += other.changes
+        self.declined += other.declined
+        self.notes += other.notes
+        self.measures |= other.measures
+
+
+class Target(Protocol):
+    """What a pass may know of the machine that the model is for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def max_opset(self) -> int: ...
+
+
+class Context(Protocol):
+    """What a pass may ask for. Analyses are of the model as it is now, cached per revision."""
+
+    @property
+    def target(self) -> Target: ...
+    @property
+    def rng(self) -> np.random.Generator: ...
+    @property
+    def linears(self) -> list[Linear]: ...
+    @property
+    def shapes(self) -> Shapes: ...
+    @property
+    def cost(self) -> Cost: ...
+
+    def store(self, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.TensorProtocol:
+        """Put a heavy result into the work folder and get a memory-mapped tensor of it.
+
+        The array holds one element an entry; `dtype` names the ONNX type where numpy has none (INT4, ...),
+        and such types are packed on the way.
+        """
+        ...
+
+    def evaluate(self, model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run a small model of its own in the reference session: what folds constants."""
+        ...
+
+    def overrides(self, name: str) -> Mapping[str, Any]:
+        """The recipe's overrides for a node or weight of that name, merged; later entries win."""
+        ...
+
+    def progress(self, done: int, total: int, what: str = "") -> None:
+        """Tell how far the pass is."""
+        ...
+
+
+class Pass(BaseModel):
+    """Base of all passes. Options are fields: help, schema, recipe and command line come from them.
+
+    The file `fold_constants.py` holds the class `FoldConstants`, known as `fold-constants`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str] = ""
+    phase: ClassVar[Phase] = "clean"
+    contract: ClassVar[Contract] = Exact()
+    changes_signature: ClassVar[bool] = False
+
+    limits: Limits | None = Field(None, description="limits for this pass alone, against the input model")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+    def run(self, model: Model, context: Context) -> Findings:
+        """Change the model and tell what was done and what was not."""
+        raise TypeError(f"pass {self.name} neither runs nor expands")
+
+    def expand(self) -> "list[Pass]":
+        """The passes that this one stands for; itself, unless it is a composite."""
+        return [self]
+
+    def options(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as plain values."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the documentation."""
+        return (cls.__doc__ or "").strip().split("\n")[0]
+
+
+@cache
+def _built_in() -> dict[str, tuple[str, str]]:
+    """Pass name -> (module, family), from file names alone: nothing is imported."""
+    spec = importlib.util.find_spec("onnxopt.passes")
+    found = {}
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        for file in sorted(Path(root).glob("*/[a-z]*.py")):
+            family = file.parent.name
+            found[file.stem.replace("_", "-")] = (f"onnxopt.passes.{family}.{file.stem}", family)
+    return found
+
+
+def _third_party() -> Iterator[EntryPoint]:
+    yield from (point for point in entry_points(group=ENTRY_POINTS) if point.name not in _built_in())
+
+
+def pass_names() -> dict[str, str]:
+    """Every pass that can be named in a recipe, with its family; those of other packages have `PACKAGE`."""
+    names = {name: family for name, (_, family) in _built_in().items()}
+    for point in _third_party():
+        names[point.name] = point.dist.name if point.dist else point.module
+    return names
+
+
+def pass_class(name: str) -> type[Pass]:
+    """The class of a pass.
+
+    Raises:
+        RecipeError: no pass of that name; the message has the nearest names.
+    """
+    if name in _built_in():
+        module = importlib.import_module(_built_in()[name][0])
+        return _checked(name, getattr(module, "".join(part.capitalize() for part in name.split("-"))))
+    for point in _third_party():
+        if point.name == name:
+            return _checked(name, _load(point))
+    near = difflib.get_close_matches(name, pass_names(), n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`onnxopt passes` lists them"
+    raise RecipeError(f"no pass named {name!r}; {hint}")
+
+
+def make(name: str, options: Mapping[str, Any] | None = None) -> Pass:
+    """A pass with options, which are checked.
+
+    Raises:
+        pydantic.ValidationError: an option is unknown or has an impossible value; the recipe words it.
+    """
+    return pass_class(name)(**(options or {}))
+
+
+def _load(point: EntryPoint) -> object:
+    try:
+        return point.load()
+    except Exception as error:  # another package's import may fail in any way
+        raise OnnxOptError(f"pass {point.name} of {point.value} cannot be imported: {error}") from error
+
+
+def _checked(name: str, found: object) -> type[Pass]:
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise OnnxOptError(f"{name} is registered as a pass, but is {found!r}, no subclass of onnxopt.Pass")
+    return found
+
+
+__all__ = [
+    "PHASES", "Change", "Context", "Contract", "Declined", "Exact", "Findings", "Limits", "Lossy", "Pass", "Phase",
+    "Target", "make", "pass_class", "pass_names",
+]  # fmt: skip

@@ -1,0 +1,345 @@
+"""The pipeline: load, then for each pass change, save, verify, keep or roll back; then measure, write, report."""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxopt import inputs as inputs_
+from onnxopt.backends.worker import Worker
+from onnxopt.context import RunContext
+from onnxopt.errors import ContractViolation, ModelError, OnnxOptError
+from onnxopt.inputs import Inputs
+from onnxopt.measuring import Measuring
+from onnxopt.model import Model, Source, load
+from onnxopt.passing import Exact, Findings, Limits, Lossy, Pass, make
+from onnxopt.recipe import Recipe
+from onnxopt.report import Facts, Report, Step, facts, versions
+from onnxopt.reproduce import reproduce
+from onnxopt.serialization import digest, from_proto
+from onnxopt.verify import Verdict, Verifier, require
+from onnxopt.workdir import WorkDir
+
+logger = logging.getLogger(__name__)
+
+PREPARATION = ("lift-constants", "inline-functions")
+"""Run before the recipe's passes, so that none of them meets a Constant node or a model-local function."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: step `step` of `steps` (from 0), and inside it `done` of `total`."""
+
+    step: int
+    steps: int
+    name: str
+    done: int = 0
+    total: int = 0
+    what: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out, as opposed to what it does (the recipe).
+
+    Attributes:
+        report: folder of report.json; None: beside the output.
+        work: work folder, kept; None: `OUTPUT.work`, removed at the end.
+        resume: go on where a killed run stopped.
+        accept_loss: keep what the collapse guard refuses.
+        reproduce: on a violation, leave a minimal model that shows it in this folder.
+        shapes: input name -> shape for dynamic axes; else the first sample's.
+    """
+
+    report: Path | None = None
+    work: Path | None = None
+    resume: bool = False
+    accept_loss: bool = False
+    allow_code: bool = False
+    reproduce: Path | None = None
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    threads: int | None = None
+    progress: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives: the optimized model (on disk where an output was named) and the report."""
+
+    model: Model
+    report: Report
+
+
+def run(
+    source: Source, recipe: Recipe, output: Path | None = None, *, data: Any = None, evaluation: Any = None,
+    settings: Settings = Settings(),
+) -> Result:  # fmt: skip
+    """Run a recipe on a model.
+
+    Args:
+        source: the model.
+        recipe: what to do.
+        output: where the result goes; None: nowhere, `Result.model` holds it in memory.
+        data, evaluation: in place of the recipe's data: a SPEC, arrays by input name, or batches.
+        settings: how to do it.
+
+    Raises:
+        ModelError, DataError, RecipeError: bad input; nothing is written.
+        ContractViolation: a pass or the run broke its promise; nothing is written, the old output is intact.
+    """
+    output = output.absolute() if output else None
+    if output is not None:
+        _check_writable(output)
+    temporary = None if output or settings.work else Path(tempfile.mkdtemp(prefix="onnxopt-"))
+    folder = settings.work or (output.with_name(f"{output.name}.work") if output else temporary)
+    assert folder is not None
+    keep = settings.work is not None
+    with Worker(threads=settings.threads) as worker:
+        try:
+            result = _Run(source, recipe, output, data, evaluation, settings, folder, worker).run()
+        except OnnxOptError:
+            if not keep and (folder / ".onnxopt-work").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+class _Run:
+    """One run, from loading to the report; a method for each stage."""
+
+    def __init__(
+        self, source: Source, recipe: Recipe, output: Path | None, data: Any, evaluation: Any, settings: Settings,
+        folder: Path, worker: Worker,
+    ) -> None:  # fmt: skip
+        self.recipe, self.output, self.settings, self.worker = recipe, output, settings, worker
+        self.original = load(source)
+        self.inputs = inputs_.gather(self.original, recipe, data, evaluation, settings.shapes, settings.allow_code)
+        self.digests = self._digests()
+        self.workdir = WorkDir(folder, self.digests, resume=settings.resume)
+        self.path = self._original_file()
+        self.steps = [*map(make, PREPARATION), *recipe.passes]
+        self.notes: list[str] = list(self.inputs.notes)
+
+    def run(self) -> Result:
+        inputs = self.inputs
+        self.verifier = Verifier(
+            self.worker, self.path, inputs.feeds, inputs.guard, self.recipe.verify, real_data=not inputs.synthetic
+        )
+        self._tell(0, "checking the original")
+        self.verifier.prepare(self.original)
+        self.measuring = Measuring(self.worker, self.path, inputs, self.recipe.data.metric, self.verifier.unverified)
+        observed = self.measuring.observe(self.original, self.workdir.folder)
+        self.context = RunContext(
+            self.original, worker=self.worker, workdir=self.workdir, target=self.recipe.target,
+            overrides=self.recipe.overrides, sizes=inputs.sizes, observed=observed,
+            progress=self._progress_inside,
+        )  # fmt: skip
+        before = facts(self.original, self.context.cost, self.path, self.digests["model"])
+        model, first = self._start()
+        for index in range(first, len(self.steps)):
+            self._tell(index, self.steps[index].name)
+            model = self._step(index, model)
+        return self._finish(model, before)
+
+    def _start(self) -> tuple[Model, int]:
+        """The model to begin with: the original, or the last good state of a killed run."""
+        state = self.workdir.last_state()
+        if state is None:
+            return load(self.path), len(self.workdir.done)
+        logger.info("resuming after %d of %d steps", len(self.workdir.done), len(self.steps))
+        self.verifier.resume_from(state)
+        return load(state), len(self.workdir.done)
+
+    def _step(self, index: int, model: Model) -> Model:
+        """Run one pass; give back the model to go on with, read from the last good state."""
+        pass_, started = self.steps[index], time.monotonic()
+        self._current = index
+        before = self.workdir.last_state() or self.path
+        try:
+            findings = self._apply(pass_, model, index)
+            if not findings.changed:
+                self._commit(index, findings, time.monotonic() - started, None, None, None)
+                return model
+            candidate = self.workdir.candidate(index)
+            model.save(candidate)
+            verdict, accept = self._judge(pass_, candidate, model, before)
+        except ContractViolation as violation:
+            self._reproduce(pass_, before, violation)
+            if self.recipe.on_violation == "stop":
+                raise
+            logger.warning("%s; rolled back", violation)
+            self._commit(index, Findings(), time.monotonic() - started, None, None, str(violation))
+            return load(before)
+        self._commit(index, findings, time.monotonic() - started, verdict, candidate, None)
+        accept()
+        return load(candidate)
+
+    def _apply(self, pass_: Pass, model: Model, index: int) -> Findings:
+        """Run a pass, its parts where it is a composite, on the model in memory."""
+        findings = Findings()
+        for part in _parts(pass_):
+            self.context.use(model, self.recipe.seed + index)
+            try:
+                findings.add(part.run(model, self.context))
+            except OnnxOptError:
+                raise
+            except Exception as error:
+                raise ContractViolation(f"pass {part.name} crashed: {type(error).__name__}: {error}") from error
+        return findings
+
+    def _judge(
+        self, pass_: Pass, candidate: Path, model: Model, before: Path
+    ) -> tuple[Verdict, Callable[[], None]]:
+        if not pass_.changes_signature and model.signature != load(before).signature:
+            raise ContractViolation(f"pass {pass_.name} broke its contract: it changed the model's inputs or outputs")
+        contract = _contract(pass_)
+        limits = _merged(self.recipe.limits, pass_.limits)
+        limited = limits.metric_drop is not None or limits.drift is not None
+        guard = isinstance(contract, Lossy) and not limited and not self.settings.accept_loss
+        verdict, accept = self.verifier.judge(candidate, contract, guard=guard)
+        require(verdict, f"pass {pass_.name}")
+        if isinstance(contract, Lossy):
+            self._check_limits(f"pass {pass_.name}", limits, candidate, verdict)
+        return verdict, accept
+
+    def _check_limits(self, what: str, limits: Limits, candidate: Path, verdict: Verdict) -> None:
+        drift = verdict.drift if verdict.deployed_drift is None else verdict.deployed_drift
+        if limits.drift is not None and drift is not None and drift > limits.drift:
+            raise ContractViolation(f"{what} goes past limits.drift: {drift:.2g}, allowed {limits.drift:.2g}")
+        if limits.metric_drop is not None:
+            drop = self.measuring.metric_drop(candidate)
+            if drop > limits.metric_drop:
+                raise ContractViolation(
+                    f"{what} goes past limits.metric_drop: {drop:.4f}, allowed {limits.metric_drop:.4f}"
+                )
+
+    def _reproduce(self, pass_: Pass, before: Path, violation: ContractViolation) -> None:
+        if self.settings.reproduce is None:
+            return
+        found = reproduce(_parts(pass_), before, self.inputs.feeds, self.worker, self.settings.reproduce)
+        violation.args = (f"{violation.args[0]}; {found}",)
+
+    def _commit(
+        self, index: int, findings: Findings, seconds: float, verdict: Verdict | None, state: Path | None, why: str | None
+    ) -> None:
+        step = Step.of(self.steps[index], findings, seconds, verdict, why)
+        self.workdir.commit(asdict(step), state)
+
+    def _finish(self, model: Model, before: Facts) -> Result:
+        self._tell(len(self.steps), "measuring and writing")
+        done = [Step(**{k: v for k, v in record.items() if k != "state"}) for record in self.workdir.done]
+        state = self.workdir.last_state() or self.path
+        for step in done[len(PREPARATION) :]:
+            if step.outcome == "changed":
+                model.record(_history(step))
+        if self.output is not None:
+            model.save(self.output)
+            model = load(self.output)
+        else:
+            model = Model(from_proto(model.proto()))
+        self.context.use(model, self.recipe.seed)
+        after = facts(model, self.context.cost, self.output, digest(self.output) if self.output else None)
+        report = Report(
+            verified=self.verifier.unverified is None, status=self._status(), before=before, after=after, steps=done,
+            drift=_last(done, "drift"), deployed_drift=_last(done, "deployed_drift"),
+            metric=self.measuring.metric(state), latency=self.measuring.latency(state),
+            sizes={name: list(shape) for name, shape in self.inputs.sizes.items()}, data=self.inputs.describe(),
+            recipe=self.recipe.resolved(), digests=self.digests, versions=versions(), notes=self.notes,
+            output=str(self.output.name) if self.output else None,
+        )  # fmt: skip
+        if self.output is not None or self.settings.report is not None:
+            report.write(self.settings.report or self.output.parent)  # type: ignore[union-attr]
+        return Result(model, report)
+
+    def _status(self) -> str:
+        if self.verifier.unverified is not None:
+            return f"UNVERIFIED END TO END: {self.verifier.unverified}"
+        data = "synthetic data" if self.inputs.synthetic else f"{len(self.inputs.feeds)} batches of calibration data"
+        return f"verified end to end on {data}"
+
+    def _digests(self) -> dict[str, str]:
+        recipe = json.dumps(self.recipe.resolved(), sort_keys=True, default=str)
+        source = self.original.path
+        model = digest(source) if source else hashlib.sha256(self.original.proto().SerializeToString(deterministic=True)).hexdigest()
+        return {
+            "model": model,
+            "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
+            "data": self.inputs.digest(),
+            "versions": hashlib.sha256(json.dumps(versions()).encode()).hexdigest(),
+        }
+
+    def _original_file(self) -> Path:
+        if self.original.path is not None:
+            return self.original.path.absolute()
+        path = self.workdir.folder / "input.onnx"
+        self.original.save(path)
+        return path
+
+    def _tell(self, step: int, name: str) -> None:
+        if self.settings.progress is not None:
+            self.settings.progress(Progress(step, len(self.steps), name))
+
+    def _progress_inside(self, done: int, total: int, what: str) -> None:
+        if self.settings.progress is not None:
+            pass_ = self.steps[self._current]
+            self.settings.progress(Progress(self._current, len(self.steps), pass_.name, done, total, what))
+
+
+def plan(steps: Sequence[Pass]) -> list[Pass]:
+    """The passes that would run, composites opened up."""
+    return [part for pass_ in (*map(make, PREPARATION), *steps) for part in _parts(pass_)]
+
+
+def _parts(pass_: Pass) -> list[Pass]:
+    """A composite's parts, in order; composites may hold composites."""
+    expanded = pass_.expand()
+    if len(expanded) == 1 and expanded[0] is pass_:
+        return [pass_]
+    return [inner for part in expanded for inner in _parts(part)]
+
+
+def _contract(pass_: Pass) -> Exact | Lossy:
+    """A composite promises what the weakest of its parts promises."""
+    contracts = [part.contract for part in _parts(pass_)]
+    return next((c for c in contracts if isinstance(c, Lossy)), contracts[0] if contracts else Exact())
+
+
+def _merged(whole: Limits, own: Limits | None) -> Limits:
+    return replace_limits(whole, own) if own else whole
+
+
+def replace_limits(whole: Limits, own: Limits) -> Limits:
+    """Limits of the run with those of a pass on top."""
+    return whole.model_copy(update=own.model_dump(exclude_none=True))
+
+
+def _history(step: Step) -> dict[str, Any]:
+    drift = (step.verdict or {}).get("drift")
+    rounded = None if drift is None else float(f"{drift:.1e}")
+    return {"pass": step.name, "options": step.options, "version": versions()["onnxopt"], "drift": rounded}
+
+
+def _last(steps: Sequence[Step], key: str) -> float | None:
+    values = [step.verdict[key] for step in steps if step.verdict and step.verdict.get(key) is not None]
+    return values[-1] if values else None
+
+
+def _check_writable(output: Path) -> None:
+    """Say before the work, not after it, that the output cannot be written."""
+    if output.is_dir():
+        raise ModelError(f"cannot write {output}: it is a folder")
+    if not output.parent.is_dir():
+        raise ModelError(f"cannot write {output}: the folder {output.parent} does not exist")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ModelError(f"cannot write {output}: {error.strerror}") from error

@@ -1,0 +1,313 @@
+"""Recipes: what to do to a model, as people write it. Every mistake is one line with the key's path."""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from onnxopt.backends.target import Target
+from onnxopt.errors import RecipeError
+from onnxopt.evaluate import MetricConfig
+from onnxopt.passing import PHASES, Limits, Pass, pass_class
+
+Level = Literal["full", "sample", "structure"]
+PassLike: TypeAlias = "str | Mapping[str, Any] | Pass"
+T = TypeVar("T", bound=BaseModel)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Part):
+    """Where the data come from, and what is measured on them."""
+
+    calibration: str | None = Field(None, description="data that passes may look at")
+    evaluation: str | None = Field(None, description="data that only limits and reports look at")
+    metric: MetricConfig | None = Field(None, description="a metric's name, or {kind, output, label, ...}")
+
+
+class Verify(_Part):
+    """How much is proved after each pass."""
+
+    level: Level = Field("full", description="full: checker, shapes, outputs, outputs as deployed; sample: outputs of "
+                         "one sample; structure: checker, shapes, rewrites on random inputs")  # fmt: skip
+    samples: PositiveInt = Field(8, description="samples that outputs are compared on")
+    max_seconds: PositiveFloat = Field(60, description="time for outputs, per pass")
+
+
+class Override(BaseModel):
+    """Other options for the nodes or weights of a name: a glob, or `re:` and a regular expression."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    match: str
+    skip: bool = Field(False, description="leave what matches alone")
+
+    def matches(self, name: str) -> bool:
+        """Whether the pattern covers the name."""
+        if self.match.startswith("re:"):
+            return re.search(self.match[3:], name) is not None
+        return fnmatch.fnmatchcase(name, self.match)
+
+
+class Recipe(_Part):
+    """A whole recipe; `load` and `build` make one from files and arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    version: Literal[1] = 1
+    data: DataConfig = DataConfig()
+    target: Target = Field(default_factory=lambda: Target(name="cpu"))
+    limits: Limits = Limits()
+    verify: Verify = Verify()
+    on_violation: Literal["stop", "skip"] = "stop"
+    overrides: tuple[Override, ...] = ()
+    seed: NonNegativeInt = 0
+    passes: tuple[Pass, ...] = ()
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain values that `build` takes, defaults left out."""
+        plain = self.model_dump(mode="json", exclude={"passes"}, exclude_defaults=True)
+        passes = [{p.name: options} if (options := p.options()) else p.name for p in self.passes]
+        return {"version": self.version, **plain, "passes": passes}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The plain content of a recipe file.
+
+    Raises:
+        RecipeError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {path} must be a mapping with the key 'passes'")
+    return content
+
+
+def build(content: Mapping[str, Any], *, force_order: bool = False) -> Recipe:
+    """A checked recipe from plain values; `passes` may also hold Pass objects.
+
+    Raises:
+        RecipeError: unknown key, wrong type, impossible value, unknown pass, passes out of order.
+    """
+    given = dict(content)
+    _settle_shorthands(given)
+    passes = given.pop("passes", ())
+    if isinstance(passes, str | Mapping) or not isinstance(passes, Iterable):
+        raise RecipeError("passes: must be a list of pass names and {name: options}")
+    recipe = _validated(Recipe, given, "")
+    for index, override in enumerate(recipe.overrides):
+        _check_pattern(override, f"overrides.{index}.match")
+    made = tuple(_pass(item, f"passes.{index}") for index, item in enumerate(passes))
+    if not force_order:
+        _check_order(made)
+    return recipe.model_copy(update={"passes": made})
+
+
+def load(source: "str | Path | Mapping[str, Any] | Sequence[PassLike] | Recipe") -> Recipe:
+    """A recipe from a file's path, from plain values, or from a list of passes."""
+    if isinstance(source, Recipe):
+        return source
+    if isinstance(source, str | Path):
+        return build(read(Path(source)))
+    if isinstance(source, Mapping):
+        return build(source)
+    return build({"passes": list(source)})
+
+
+def parse_pass(text: str) -> str | dict[str, Any]:
+    """`NAME` or `NAME:k=v,...` as the command line has it; each value is YAML flow.
+
+    Raises:
+        RecipeError: an option without `=`, or a value that is not YAML.
+    """
+    name, _, options = text.partition(":")
+    if not options:
+        return name.strip()
+    parsed = {}
+    for part in _split_top_level(options):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"-p {text}: option {part!r} must be KEY=VALUE")
+        parsed[key.strip()] = _yaml_value(value, f"-p {text}: {key.strip()}")
+    return {name.strip(): parsed}
+
+
+def set_value(content: dict[str, Any], assignment: str) -> None:
+    """Carry out `--set passes.1.bits=3`: lists count from 0, a pass item's single key is skipped.
+
+    Raises:
+        RecipeError: no `=`, or a path that leads nowhere.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {assignment}: must be PATH=VALUE, e.g. passes.1.bits=3")
+    *parents, last = path.strip().split(".")
+    place: Any = content
+    for depth, key in enumerate(parents):
+        place = _step(place, key, ".".join(parents[: depth + 1]))
+    value = _yaml_value(text, f"--set {path}")
+    if isinstance(place, list):
+        place[_index(place, last, path)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise RecipeError(f"--set {path}: {'.'.join(parents)} is {place!r} and has no keys")
+
+
+def _step(place: Any, key: str, path: str) -> Any:
+    if isinstance(place, list):
+        index = _index(place, key, path)
+        if path.split(".")[0] != "passes":
+            return place[index]
+        if isinstance(place[index], str):
+            place[index] = {place[index]: {}}
+        (name,) = place[index]
+        if place[index][name] is None:
+            place[index][name] = {}
+        return place[index][name]
+    if isinstance(place, dict):
+        return place.setdefault(key, {})
+    raise RecipeError(f"--set {path}: leads into {place!r}, which has no keys")
+
+
+def _index(place: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise RecipeError(f"--set {path}: {key!r} is no place in a list of {len(place)} (they count from 0)")
+    return int(key)
+
+
+def _split_top_level(text: str) -> list[str]:
+    parts, depth, quote, start = [], 0, "", 0
+    for at, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in "[{(":
+            depth += 1
+        elif char in "]})":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+    return [part for part in (*parts, text[start:]) if part.strip()]
+
+
+def _yaml_value(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: {text!r} is not a YAML value") from error
+
+
+def _settle_shorthands(given: dict[str, Any]) -> None:
+    """Plain names where a mapping could stand: the metric, the target, the level of verification."""
+    if isinstance(given.get("target"), str):
+        given["target"] = {"name": given["target"]}
+    if isinstance(given.get("verify"), str):
+        given["verify"] = {"level": given["verify"]}
+    data = given.get("data")
+    if isinstance(data, str):
+        given["data"] = {"calibration": data}
+    elif isinstance(data, Mapping) and isinstance(data.get("metric"), str):
+        given["data"] = {**data, "metric": {"kind": data["metric"]}}
+
+
+def _pass(item: PassLike, where: str) -> Pass:
+    if isinstance(item, Pass):
+        return item
+    name, options = (item, {}) if isinstance(item, str) else _single(item, where)
+    try:
+        cls = pass_class(name)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    if options is not None and not isinstance(options, Mapping):
+        raise RecipeError(f"{where}.{name}: options must be a mapping, not {options!r}")
+    return _validated(cls, dict(options or {}), f"{where}.{name}.")
+
+
+def _single(item: Any, where: str) -> tuple[str, Any]:
+    if not isinstance(item, Mapping) or len(item) != 1:
+        raise RecipeError(f"{where}: must be a pass's name or {{name: options}} with one name, not {item!r}")
+    ((name, options),) = item.items()
+    if not isinstance(name, str):
+        raise RecipeError(f"{where}: {name!r} is no pass name")
+    return name, options
+
+
+def _check_order(passes: Sequence[Pass]) -> None:
+    ranks = [PHASES.index(p.phase) for p in passes]
+    if ranks == sorted(ranks):
+        return
+    right = [p.name for _, p in sorted(zip(ranks, passes, strict=True), key=lambda pair: pair[0])]
+    at = next(i for i in range(1, len(ranks)) if ranks[i] < ranks[i - 1])
+    raise RecipeError(
+        f"passes.{at}: {passes[at].name} ({passes[at].phase}) comes after {passes[at - 1].name} "
+        f"({passes[at - 1].phase}); the right order is {', '.join(right)} (--force-order runs them as given)"
+    )
+
+
+def _check_pattern(override: Override, where: str) -> None:
+    if override.match.startswith("re:"):
+        try:
+            re.compile(override.match[3:])
+        except re.error as error:
+            raise RecipeError(f"{where}: {override.match!r} is no regular expression: {error}") from error
+
+
+def _validated(cls: type[T], given: Mapping[str, Any], prefix: str) -> T:
+    try:
+        return cls(**given)
+    except ValidationError as error:
+        raise RecipeError(explain(error, cls, prefix)) from error
+    except TypeError as error:
+        raise RecipeError(f"{prefix or 'recipe'}: keys must be text: {error}") from error
+
+
+def explain(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> str:
+    """One line about the first thing wrong: the key's path, what was given, what is allowed, the nearest spelling."""
+    first = error.errors()[0]
+    path = prefix + ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    if first["type"] == "extra_forbidden":
+        known = _keys(cls, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"unknown key {path}; {hint}known keys: {', '.join(known) or 'none'}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    near = difflib.get_close_matches(str(first["input"]), re.findall(r"'([^']+)'", message), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{path.rstrip('.')}: {message.removeprefix('value error, ')}, not {first['input']!r}{hint}"
+
+
+def _keys(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Keys of the model at a path inside another."""
+    current: type[BaseModel] | None = cls
+    for part in loc:
+        if current is None or part not in current.model_fields:
+            continue
+        annotation = current.model_fields[str(part)].annotation
+        current = next(filter(_is_model, (annotation, *_arguments(annotation))), None)
+    return sorted(current.model_fields) if current else []
+
+
+def _arguments(annotation: Any) -> Iterable[Any]:
+    for argument in get_args(annotation):
+        yield argument
+        yield from _arguments(argument)
+
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

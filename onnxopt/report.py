@@ -1,0 +1,151 @@
+"""The report of a run: what went in, what each pass did and proved, what came out. Plain data, written as JSON."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onnxopt.analysis.cost import Cost
+from onnxopt.errors import ModelError
+from onnxopt.model import Model
+from onnxopt.passing import Findings, Pass
+from onnxopt.verify import Verdict
+
+_PACKAGES = ("onnxopt", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Size and work of one model. `macs` is at `Report.sizes`; None where no size was known."""
+
+    nodes: int
+    opset: int
+    parameters: int
+    weight_bytes: int
+    macs: int | None
+    file_bytes: int | None = None
+    digest: str | None = None
+
+
+@dataclass
+class Step:
+    """One pass of the run.
+
+    Attributes:
+        outcome: changed, unchanged (nothing to do, see `declined`), or rolled back (`why` tells).
+    """
+
+    name: str
+    options: dict[str, Any]
+    outcome: str
+    seconds: float
+    why: str | None = None
+    changes: list[dict[str, str]] = field(default_factory=list)
+    declined: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    measures: dict[str, Any] = field(default_factory=dict)
+    verdict: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, pass_: Pass, findings: Findings, seconds: float, verdict: Verdict | None, why: str | None) -> "Step":
+        """A step as it is reported."""
+        outcome = "rolled back" if why else ("changed" if findings.changed else "unchanged")
+        return cls(
+            pass_.name, pass_.options(), outcome, round(seconds, 3), why,
+            [asdict(c) for c in findings.changes], [asdict(d) for d in findings.declined],
+            list(findings.notes), dict(findings.measures), asdict(verdict) if verdict else None,
+        )  # fmt: skip
+
+
+@dataclass
+class Report:
+    """Everything about one run. The first line of `summary` says whether it was verified end to end."""
+
+    verified: bool
+    status: str
+    before: Facts
+    after: Facts
+    steps: list[Step] = field(default_factory=list)
+    drift: float | None = None
+    deployed_drift: float | None = None
+    metric: dict[str, Any] | None = None
+    latency: dict[str, Any] | None = None
+    sizes: dict[str, list[int]] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    output: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, infinities as text (JSON has none)."""
+        plain: dict[str, Any] = _finite(asdict(self))
+        return plain
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json` and the resolved recipe `report.recipe.yaml` into a folder.
+
+        Raises:
+            ModelError: the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _replace(folder / "report.json", json.dumps(self.to_dict(), indent=1) + "\n")
+            _replace(folder / "report.recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
+        except OSError as error:
+            raise ModelError(f"cannot write the report into {folder}: {error.strerror}") from error
+
+
+def facts(model: Model, cost: Cost, path: Path | None = None, digest: str | None = None) -> Facts:
+    """Size and work of a model; file size with external data when a path is given."""
+    return Facts(
+        nodes=sum(1 for node in model.nodes() if node.op_type != "Constant"),
+        opset=model.opset,
+        parameters=cost.params,
+        weight_bytes=cost.weight_bytes,
+        macs=cost.macs if not cost.unknown_macs else None,
+        file_bytes=total_bytes(path) if path else None,
+        digest=digest,
+    )
+
+
+def total_bytes(path: Path) -> int:
+    """Bytes of a model file and of the external data files that it refers to."""
+    from onnxopt.serialization import external_files
+
+    return path.stat().st_size + sum(file.stat().st_size for file in external_files(path))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in a run."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return "nan"
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return str(value)
+    return value

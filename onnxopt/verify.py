@@ -1,0 +1,263 @@
+"""Verification: every file that a pass leaves is run against the original, in another process.
+
+The *reference session* (optimizations BASIC, no integer fusion, no library of ours, deterministic) tells
+what the file means; the *deployed session* (the defaults) tells what users get.
+"""
+
+import logging
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from onnxopt import comparing
+from onnxopt.backends.machine import free_memory_bytes
+from onnxopt.backends.sessions import SessionMode
+from onnxopt.backends.jobs import run_batches
+from onnxopt.backends.worker import Worker, WorkerDied
+from onnxopt.comparing import Noise, Outputs
+from onnxopt.edit import Edit
+from onnxopt.errors import ContractViolation, ModelError
+from onnxopt.model import Model, load
+from onnxopt.passing import Contract, Exact
+from onnxopt.recipe import Level, Verify
+
+logger = logging.getLogger(__name__)
+
+Feed = Mapping[str, Any]
+
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+_HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verification found about one file.
+
+    Attributes:
+        level: how much was proved.
+        drift: worst relative L2 against the original in the reference session; None where nothing ran.
+        deployed_drift: the same in the deployed session.
+        broken: what breaks the contract, one line each.
+        undecidable: outputs in which the original does not agree with itself.
+        seconds: what it took.
+    """
+
+    level: Level
+    drift: float | None = None
+    deployed_drift: float | None = None
+    broken: tuple[str, ...] = ()
+    undecidable: int = 0
+    seconds: float = 0.0
+
+
+class Verifier:
+    """Holds the original's outputs and judges candidates against them.
+
+    Args:
+        worker: the process in which sessions run.
+        original: the input model's file.
+        feeds: what both models are run on.
+        guard: held-back calibration samples for the collapse guard; empty: no guard.
+        config: the recipe's `verify`.
+        real_data: whether the feeds are the user's, so that NaNs in the original's outputs are an error.
+    """
+
+    def __init__(
+        self, worker: Worker, original: Path, feeds: Sequence[Feed], guard: Sequence[Feed], config: Verify, real_data: bool
+    ) -> None:
+        self._worker = worker
+        self._original = original
+        self._feeds = list(feeds)
+        self._guard = list(guard)
+        self._config = config
+        self._real_data = real_data
+        self._reference: list[Outputs] = []
+        self._deployed: list[Outputs] = []
+        self._guard_outputs: list[Outputs] = []
+        self._previous: list[Outputs] = []
+        self._noise = Noise({}, frozenset())
+        self._full_check = True
+        self.level: Level = config.level
+        self.unverified: str | None = None
+        """Why nothing was verified end to end; None where everything was."""
+
+    def prepare(self, model: Model) -> None:
+        """Run the original: what it gives, and how far it agrees with itself.
+
+        Raises:
+            ModelError: the checker refuses the original, no session loads it, or it gives NaN on real data.
+        """
+        self._check_original()
+        if self.level == "structure":
+            self.unverified = "asked for by verify.level"
+            return
+        if (why := self._too_large(model)) is not None:
+            self._fall_back(why)
+            return
+        started = time.monotonic()
+        try:
+            self._reference = self._run(self._original, SessionMode.REFERENCE, self._feeds[:1])
+            self._fit_time(time.monotonic() - started)
+            self._reference += self._run(self._original, SessionMode.REFERENCE, self._feeds[1:])
+            without = self._run(self._original, SessionMode.NOISE_NONE, self._feeds)
+            self._noise = comparing.noise(self._run(self._original, SessionMode.NOISE_ALL, self._feeds), without)
+            self._guard_outputs = self._run(self._original, SessionMode.DEPLOYED, self._guard)
+            if self.level == "full":
+                self._deployed = self._run(self._original, SessionMode.DEPLOYED, self._feeds)
+        except WorkerDied as error:
+            self._fall_back(f"the original ended the runtime: {error}")
+            return
+        except ModelError as error:
+            raise ModelError(f"{error}; `verify: structure` goes on without running it") from error
+        except Exception as error:
+            if self._real_data:
+                raise
+            self._fall_back(f"the original fails on synthetic data: {error}")
+            return
+        self._previous = self._reference
+        self._refuse_nan()
+
+    def resume_from(self, state: Path) -> None:
+        """Hold the next exact pass to the outputs of a state that was accepted before."""
+        if self.unverified is None:
+            self._previous = self._run(state, SessionMode.REFERENCE, self._feeds)
+
+    def judge(self, candidate: Path, contract: Contract, *, guard: bool) -> tuple[Verdict, Callable[[], None]]:
+        """Judge a candidate's file against a contract.
+
+        Args:
+            candidate: the file.
+            contract: what the pass promised.
+            guard: whether the collapse guard holds (a lossy pass without limits).
+
+        Returns:
+            The verdict, and what to call when the candidate is accepted.
+        """
+        started = time.monotonic()
+        verdict = Verdict(self.level)
+        complaint = self._worker.call(check_file, str(candidate), full=self._full_check)
+        if complaint is not None:
+            broken = (f"the file is not valid ONNX: {complaint}",)
+            return replace(verdict, broken=broken, seconds=time.monotonic() - started), _nothing
+        if self.unverified is not None:
+            return replace(verdict, seconds=time.monotonic() - started), _nothing
+        try:
+            verdict, outputs = self._compare(candidate, contract, guard, verdict)
+        except (WorkerDied, ModelError) as error:
+            broken = (f"the file does not run: {error}",)
+            return replace(verdict, broken=broken, seconds=time.monotonic() - started), _nothing
+        return replace(verdict, seconds=time.monotonic() - started), lambda: self._accept(outputs)
+
+    def _compare(
+        self, candidate: Path, contract: Contract, guard: bool, verdict: Verdict
+    ) -> tuple[Verdict, list[Outputs]]:
+        outputs = self._run(candidate, SessionMode.REFERENCE, self._feeds)
+        against_original = comparing.measure(self._reference, outputs, self._noise)
+        judged = against_original
+        if isinstance(contract, Exact):
+            tolerance = contract.tolerance or default_tolerance(load(self._original))
+            judged = comparing.compare(self._previous, outputs, tolerance, self._noise)
+        broken = list(judged.broken)
+        if guard and self._guard and not broken:
+            broken += comparing.collapsed(self._guard_outputs, self._run(candidate, SessionMode.DEPLOYED, self._guard))
+        deployed = None
+        if self.level == "full":
+            lived = comparing.measure(self._deployed, self._run(candidate, SessionMode.DEPLOYED, self._feeds), self._noise)
+            broken += [f"as deployed: {line}" for line in lived.broken if line not in broken]
+            deployed = lived.drift
+        verdict = replace(
+            verdict, drift=against_original.drift, deployed_drift=deployed, broken=tuple(broken),
+            undecidable=judged.undecidable,
+        )  # fmt: skip
+        return verdict, outputs
+
+    def _accept(self, outputs: list[Outputs]) -> None:
+        self._previous = outputs
+
+    def _run(self, path: Path, mode: SessionMode, feeds: Sequence[Feed]) -> list[Outputs]:
+        if not feeds:
+            return []
+        outputs: list[Outputs] = self._worker.call(run_batches, str(_seeded(path)), mode, list(feeds))
+        return outputs
+
+    def _check_original(self) -> None:
+        complaint = self._worker.call(check_file, str(self._original), full=False)
+        if complaint is not None:
+            raise ModelError(f"{self._original} is not valid ONNX: {complaint}")
+        self._full_check = self._worker.call(check_file, str(self._original), full=True) is None
+        if not self._full_check:
+            logger.info("the original's declared shapes contradict each other; candidates are checked without them")
+
+    def _too_large(self, model: Model) -> str | None:
+        """A session holds about the weights' size again; where that is most of what is free, none is opened."""
+        weights = sum(value.const_value.nbytes for value in model.weights() if value.const_value is not None)
+        free = free_memory_bytes()
+        if free is None or 2 * weights <= 0.6 * free:
+            return None
+        return f"a session needs about {2 * weights / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+
+    def _fit_time(self, first: float) -> None:
+        """Keep as many samples as fit the time: each is run about seven times."""
+        affordable = max(1, int(self._config.max_seconds / max(7 * first, 1e-3)))
+        samples = 1 if self.level == "sample" else self._config.samples
+        self._feeds = self._feeds[: min(affordable, samples)]
+
+    def _fall_back(self, why: str) -> None:
+        self.level, self.unverified = "structure", why
+
+    def _refuse_nan(self) -> None:
+        found = comparing.first_nan(self._reference)
+        if found is not None and self._real_data:
+            name, feed = found
+            raise ModelError(
+                f"{self._original}: the original gives NaN in output {name} on sample batch {feed}; "
+                "check the data's scaling, or give data that the model can take"
+            )
+
+
+def check_file(path: str, *, full: bool) -> str | None:
+    """The ONNX checker's first complaint about a file, None when it has none."""
+    try:
+        onnx.checker.check_model(path, full_check=full)
+    except Exception as error:  # the checker raises several kinds, all of them complaints
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return " ".join(lines[:3]) if lines else type(error).__name__
+    return None
+
+
+def default_tolerance(model: Model) -> float:
+    """1e-4; 5e-3 where weights or outputs are half precision."""
+    types = {value.dtype for value in model.weights()} | {value.dtype for value in model.signature.outputs}
+    return 5e-3 if types & _HALF else 1e-4
+
+
+def require(verdict: Verdict, what: str) -> None:
+    """Raise ContractViolation when a verdict has anything broken."""
+    if verdict.broken:
+        more = f" (and {len(verdict.broken) - 1} more)" if len(verdict.broken) > 1 else ""
+        raise ContractViolation(f"{what} broke its contract: {verdict.broken[0]}{more}")
+
+
+def _nothing() -> None:
+    """Nothing to remember of a candidate that was not run."""
+
+
+def _seeded(path: Path) -> Path:
+    """The file, or where it draws random numbers without a seed, a copy in which each node has one."""
+    model = load(path)
+    unseeded = [node for node in model.nodes() if node.op_type in _RANDOM and "seed" not in node.attributes]
+    if not unseeded:
+        return path
+    edit = Edit("seed")
+    for node in unseeded:
+        edit.set_attribute(node, "seed", float(zlib.crc32((node.outputs[0].name or "").encode()) % 2**20))
+    model.apply(edit)
+    copy = path.with_name(f"{path.stem}.seeded.onnx")
+    model.save(copy)
+    return copy

@@ -1,0 +1,139 @@
+"""The work folder: the last good state of a run, so that a killed run goes on, and heavy results off memory."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxopt.errors import OnnxOptError, RecipeError
+from onnxopt.model import Model, load
+from onnxopt.numerics.packing import pack
+
+logger = logging.getLogger(__name__)
+
+_STATE = "state.json"
+_MARK = ".onnxopt-work"
+
+
+class WorkDir:
+    """A folder that one run owns.
+
+    `state.json` names the run (by the digests of all that goes in) and what is done; it is replaced
+    whole, after the model file it speaks of is on disk, so a kill at any moment leaves a state that holds.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, str], *, resume: bool) -> None:
+        self.folder = folder
+        self._key = dict(key)
+        self._done: list[dict[str, Any]] = []
+        self._stored = 0
+        self._prepare()
+        if resume:
+            self._resume()
+        else:
+            self._clear()
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        """One record per finished step, as given to `commit`."""
+        return list(self._done)
+
+    def last_state(self) -> Path | None:
+        """The model file of the last good state; None where only the input model is."""
+        for record in reversed(self._done):
+            if record.get("state"):
+                return self.folder / str(record["state"])
+        return None
+
+    def candidate(self, index: int) -> Path:
+        """Where the model goes that step `index` leaves, until it is accepted."""
+        return self.folder / f"{index:03d}.onnx"
+
+    def commit(self, record: Mapping[str, Any], state: Path | None) -> None:
+        """Remember a finished step, and its model file as the last good state where it left one."""
+        before = self.last_state()
+        self._done.append({**record, "state": state.name if state else None})
+        self._write_state()
+        self._drop_stored()
+        if state is not None and before is not None and before != state:
+            _remove_model(before)
+
+    def store(self, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.ExternalTensor:
+        """Write an array once and map it: a tensor whose memory is the page cache's.
+
+        Types below a byte are packed on the way; the array then holds one element an entry.
+        """
+        dtype = dtype or ir.DataType.from_numpy(array.dtype)
+        name = f"stored-{self._stored:05d}.bin"
+        self._stored += 1
+        content = pack(array, dtype.bitwidth) if dtype.bitwidth < 8 else np.ascontiguousarray(array)
+        try:
+            with (self.folder / name).open("wb") as file:
+                file.write(memoryview(content).cast("B") if content.size else b"")
+        except OSError as error:
+            raise OnnxOptError(f"cannot write to the work folder {self.folder}: {error.strerror}") from error
+        return ir.ExternalTensor(
+            name, 0, content.nbytes, dtype, shape=ir.Shape(array.shape), name=name, base_dir=self.folder
+        )
+
+    def remove(self) -> None:
+        """Delete the folder and all that is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def load_state(self) -> Model | None:
+        """The last good state's model."""
+        state = self.last_state()
+        return load(state) if state else None
+
+    def _prepare(self) -> None:
+        try:
+            existed = self.folder.is_dir() and any(self.folder.iterdir())
+            if existed and not (self.folder / _MARK).exists():
+                raise RecipeError(f"work folder {self.folder} holds files of others; name an empty or new folder")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / _MARK).touch()
+        except OSError as error:
+            raise RecipeError(f"cannot use work folder {self.folder}: {error.strerror}") from error
+
+    def _resume(self) -> None:
+        path = self.folder / _STATE
+        if not path.is_file():
+            logger.info("nothing to resume in %s; starting from the beginning", self.folder)
+            return
+        state = json.loads(path.read_text())
+        changed = [name for name, digest in self._key.items() if state["key"].get(name) != digest]
+        if changed:
+            raise RecipeError(
+                f"cannot resume: {', '.join(changed)} differ from the run in {self.folder}; run without --resume"
+            )
+        self._done = state["done"]
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name != _MARK and path.is_file():
+                path.unlink()
+
+    def _write_state(self) -> None:
+        temporary = self.folder / f".{_STATE}.tmp"
+        with temporary.open("w") as file:
+            json.dump({"key": self._key, "done": self._done}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / _STATE)
+
+    def _drop_stored(self) -> None:
+        """Stored arrays were copied into the state's file, from which the model is read again."""
+        for path in self.folder.glob("stored-*.bin"):
+            path.unlink()
+
+
+def _remove_model(path: Path) -> None:
+    for file in (path, *path.parent.glob(f"{path.name}*.data")):
+        file.unlink(missing_ok=True)
