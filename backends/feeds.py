@@ -102,7 +102,7 @@ def _prepare_one(argument: Any, value: Any) -> Any:
     _check_shape(argument, array.shape)
     if not is_raw(argument.type):
         return array
-    bits = np.ascontiguousarray(array).view(f"u{wanted.itemsize}")
+    bits = np.asarray(array, order="C").view(f"u{wanted.itemsize}")
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _RAW[argument.type][0])
 
 

@@ -1,5 +1,7 @@
 """What is run in the worker process: module-level functions whose arguments and results travel between processes."""
 
+import hashlib
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +20,8 @@ StrPath = str | PathLike[str]
 _SESSIONS_KEPT = 4
 # Below this share of the memory no session is kept for later.
 _MEMORY_SHARE = 0.25
+# Larger files take longer to write than the file system's clock ticks: their times tell them apart.
+_DIGEST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class LoadReport:
 
 
 class SessionCache:
-    """The sessions used last, by file contents as far as the file system tells (path, time, size), mode and threads."""
+    """The sessions used last: few, and none while memory is scarce. A file that was written again is opened again."""
 
     def __init__(self) -> None:
         self.threads: int | None = 1
@@ -77,18 +81,27 @@ class SessionCache:
         self._sessions.clear()
 
     def _key(self, path: StrPath, mode: SessionMode) -> tuple[object, ...]:
-        file = Path(path).resolve()
-        try:
-            status = file.stat()
-        except OSError:
-            return (file, mode, self.threads)  # opening it will say what is wrong
-        return (file, status.st_mtime_ns, status.st_size, status.st_ino, mode, self.threads)
+        return (Path(path).resolve(), _identity(Path(path)), mode, self.threads)
+
+
+def _identity(path: Path) -> tuple[object, ...]:
+    """What changes when the model is written again: its digest, and times and sizes of the files named after it.
+
+    Time and size alone miss a small file that is written twice within one tick of the file system's clock, a digest
+    alone misses external data.
+    """
+    try:
+        files = sorted((each.name, each.stat()) for each in os.scandir(path.parent) if each.name.startswith(path.stem))
+        content = path.read_bytes() if path.stat().st_size <= _DIGEST_BYTES else b""
+    except OSError:
+        return ()  # opening it will say what is wrong
+    return (hashlib.blake2b(content).digest(), *((name, status.st_mtime_ns, status.st_size) for name, status in files))
 
 
 sessions = SessionCache()
 
 
-def run_batches(path: StrPath, mode: SessionMode, feeds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def run_batches(path: StrPath, mode: SessionMode, feeds: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """All outputs for each set of inputs.
 
     Raises:

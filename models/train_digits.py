@@ -41,8 +41,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        sum_: Tensor = y + self.skip(x)
-        return F.relu(sum_)
+        return F.relu(y + self.skip(x))
 
 
 class DigitsCNN(nn.Module):

@@ -53,7 +53,7 @@ def linear(form: str, storage: str = "raw", sharers: int = 1) -> onnx.ModelProto
     """
     sketch = Sketch(f"{form}-{storage}-{sharers}", opset=13, ir_version=7)
     chosen = FORMS[form]
-    eighths = sketch.rng.integers(-8, 8, chosen.weight).astype(np.float32) / 8
+    eighths = (sketch.rng.integers(-8, 8, chosen.weight) / 8).astype(np.float32)
     weight = STORAGES[storage](sketch, "w", eighths)
     for _ in range(sharers):
         y = chosen.draw(sketch, sketch.input("x", chosen.x), weight)

@@ -102,7 +102,7 @@ def strings() -> onnx.ModelProto:
     sketch = Sketch("strings")
     sketch.domains["ai.onnx.ml"] = 3
     words = sketch.input("words", ["count"], TensorProto.STRING)
-    more = sketch.weight("more", helper.make_tensor("", TensorProto.STRING, [2], ["Käse", "text"]))
+    more = sketch.weight("more", helper.make_tensor("", TensorProto.STRING, [2], np.array(["Käse", "text"])))
     joined = sketch.node("Concat", words, more, axis=0, outputs=["joined"])
     sketch.output(joined, [None], TensorProto.STRING)
     keys = {"keys_strings": ["text", "Käse"], "values_int64s": [1, 2], "default_int64": 0}

@@ -78,8 +78,8 @@ def of_type(dtype: str, storage: str) -> onnx.ModelProto:
     return sketch.model()
 
 
-def _typed(dtype: int, values: tuple[float, ...]) -> list[float | str]:
-    return [f"text {v}" for v in values] if dtype == TensorProto.STRING else list(values)
+def _typed(dtype: int, values: tuple[float, ...]) -> Array:
+    return np.array([f"text {v}" for v in values] if dtype == TensorProto.STRING else values)
 
 
 def _raw(dtype: int, values: tuple[float, ...]) -> TensorProto:

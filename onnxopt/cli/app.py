@@ -1,0 +1,157 @@
+"""The commands and their arguments. Each imports what it needs when it runs, so that `--help` is quick."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="onnxopt", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="A compiler for trained networks: an ONNX file in, a smaller and faster one out.",
+)  # fmt: skip
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Shapes = Annotated[
+    list[str] | None, typer.Option("--shape", metavar="x:1,3,224,224", help="shape of an input with dynamic axes")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="threads of sessions")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    traceback: Annotated[bool, typer.Option("--traceback", help="show where an error came from")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="say more on standard error")] = False,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("onnxopt"))
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    model: ModelFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="file to write")],
+    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="recipe file (YAML)")] = None,
+    passes: Annotated[
+        list[str] | None, typer.Option("--pass", "-p", metavar="NAME[:k=v,...]", help="a pass; may be repeated")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="SPEC", help="calibration data")] = None,
+    eval_data: Annotated[str | None, typer.Option("--eval-data", metavar="SPEC", help="evaluation data")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="metric: a name, or YAML like {kind: topk, k: 5}")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="portable, cpu, cuda, or YAML of a profile")] = None,
+    verify: Annotated[str | None, typer.Option("--verify", help="full, sample or structure")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="passes.1.bits=3", help="change one value of the recipe")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="folder for report.json; else beside the output")] = None,
+    work: Annotated[Path | None, typer.Option("--work", help="work folder, kept")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where a killed run stopped")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print the plan, change nothing")] = False,
+    on_violation: Annotated[str | None, typer.Option("--on-violation", help="stop, or skip the pass")] = None,
+    accept_loss: Annotated[bool, typer.Option("--accept-loss", help="keep results that collapsed")] = False,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="let a recipe file name Python code")] = False,
+    if_changed: Annotated[bool, typer.Option("--if-changed", help="do nothing when the output is up to date")] = False,
+    reproduce: Annotated[bool, typer.Option("--reproduce", help="on a violation, leave a minimal model that shows it")] = False,
+    force_order: Annotated[bool, typer.Option("--force-order", help="run passes in the order given")] = False,
+    shape: Shapes = None,
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe on a model, prove what it did, and write the result with its report."""
+    from onnxopt.cli import run as command
+
+    command.run(command.Arguments(
+        model, output, recipe, passes or [], data, eval_data, metric, target, verify, set_ or [], report, work, resume,
+        dry_run, on_violation, accept_loss, allow_code, if_changed, reproduce, force_order, shape or [], threads, quiet,
+        as_json,
+    ))  # fmt: skip
+
+
+@app.command()
+def inspect(model: ModelFile, shape: Shapes = None, as_json: Json = False) -> None:
+    """Show what is in a model: inputs, size, work, operators, largest weights, whether it loads."""
+    from onnxopt.cli import inspect as command
+
+    command.inspect(model, shape or [], as_json)
+
+
+@app.command()
+def passes(as_json: Json = False) -> None:
+    """List the passes that a recipe can name."""
+    from onnxopt.cli import passes as command
+
+    command.passes(as_json)
+
+
+@app.command()
+def explain(name: Annotated[str, typer.Argument(metavar="PASS")], as_json: Json = False) -> None:
+    """Explain one pass: what it does, its contract and its options."""
+    from onnxopt.cli import passes as command
+
+    command.explain(name, as_json)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="ONNX file")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="ONNX file with the same inputs")],
+    data: Annotated[str, typer.Option("--data", metavar="SPEC", help="inputs; random by default")] = "synthetic",
+    tolerance: Annotated[float | None, typer.Option("--tolerance", help="exit 4 when an output drifts further")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="batches to run")] = 8,
+    shape: Shapes = None,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Compare two models: drift of each output, size, work, latency."""
+    from onnxopt.cli import compare as command
+
+    command.compare(a, b, data, tolerance, samples, shape or [], threads, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine and its runtime can do."""
+    from onnxopt.cli import doctor as command
+
+    command.doctor(as_json)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="where files and reports go")] = Path("onnxopt-demo"),
+    as_json: Json = False,
+) -> None:
+    """Compress the byte-level GPT that ships with onnxopt, and show before and after."""
+    from onnxopt.cli import demo as command
+
+    command.demo(folder, as_json)
+
+
+def main() -> None:
+    """Entry point of the `onnxopt` command. Errors are one line; the exit code says of which kind."""
+    traceback = "--traceback" in sys.argv
+    if traceback:
+        sys.argv.remove("--traceback")
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        from onnxopt.errors import OnnxOptError
+
+        if traceback:
+            raise
+        if isinstance(error, OnnxOptError):
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+        typer.echo(f"internal error: {type(error).__name__}: {error} (--traceback shows where)", err=True)
+        sys.exit(1)
