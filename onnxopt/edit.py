@@ -64,6 +64,13 @@ class Edit:
         """Initializers that get another tensor."""
         return list(self._replaced)
 
+    @property
+    def touched(self) -> list[ir.Node]:
+        """Nodes that stay and compute something else afterwards: other weights, inputs or attributes."""
+        users = [user for value, _ in self._replaced for user, _ in value.uses()]
+        changed = [*(node for node, *_ in self._inputs), *(node for node, *_ in self._attributes)]
+        return [node for node in dict.fromkeys((*users, *changed)) if node not in self._removed]
+
     def replace_weight(self, value: ir.Value, tensor: Tensor) -> None:
         """Give an initializer another tensor; the value's shape and type follow."""
         self._replaced.append((value, as_tensor(tensor, value.name)))

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Source: TypeAlias = "str | Path | bytes | onnx.ModelProto | onnx_ir.Model | gs.Graph | Model"
+
+Watcher: TypeAlias = "Callable[[Edit], Callable[[], None] | None]"
+"""Called with an edit before it is applied; what it returns is called afterwards."""
 
 HISTORY_KEY = "onnxopt.history"
 
@@ -61,6 +64,8 @@ class Model:
         self._ir = model
         self.path = path
         self.revision = 0
+        self.watcher: Watcher | None = None
+        """Sees every edit, before and after it is applied."""
         self._names: set[str] | None = None
 
     @property
@@ -133,8 +138,11 @@ class Model:
         Raises:
             ModelError: the edit does not fit the graph; the graph is then as before.
         """
+        watched = None if self.watcher is None else self.watcher(edit)
         edit.apply_to(self)
         self.revision += 1
+        if watched is not None:
+            watched()
 
     def replace(self, model: onnx_ir.Model) -> None:
         """Put another graph in place of this one (what whole-graph libraries give back)."""

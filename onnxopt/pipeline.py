@@ -7,9 +7,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from onnxopt import inputs as inputs_
 from onnxopt.backends.worker import Worker
@@ -22,8 +24,9 @@ from onnxopt.passing import Exact, Findings, Limits, Lossy, Pass, make
 from onnxopt.recipe import Recipe
 from onnxopt.report import Facts, Report, Step, facts, versions
 from onnxopt.reproduce import reproduce
+from onnxopt.rewrites import Rewrites
 from onnxopt.serialization import digest, from_proto
-from onnxopt.verify import Verdict, Verifier, require
+from onnxopt.verify import Verdict, Verifier, default_tolerance, require
 from onnxopt.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
@@ -187,13 +190,31 @@ class _Run:
         findings = Findings()
         for part in _parts(pass_):
             self.context.use(model, self.recipe.seed + index)
+            model.watcher = watch = self._watch(part, model)
             try:
                 findings.add(part.run(model, self.context))
             except OnnxOptError:
                 raise
             except Exception as error:
                 raise ContractViolation(f"pass {part.name} crashed: {type(error).__name__}: {error}") from error
+            finally:
+                model.watcher = None
+            if watch is not None and watch.broken:
+                raise ContractViolation(f"pass {part.name} broke its contract: {watch.broken[0]}")
+            if watch is not None:
+                findings.notes.append(
+                    f"{part.name}: {watch.checked} rewrites run on random inputs (drift {watch.drift:.1e}), "
+                    f"{watch.unchecked} not run"
+                )
         return findings
+
+    def _watch(self, part: Pass, model: Model) -> Rewrites | None:
+        """Where no session of the whole model is opened, each rewrite is run by itself."""
+        if self.verifier.unverified is None:
+            return None
+        tolerance = part.contract.tolerance or default_tolerance(model) if isinstance(part.contract, Exact) else None
+        rng = np.random.default_rng(self.recipe.seed)
+        return Rewrites(model, self.context.shapes, self.context.evaluate, rng, tolerance)
 
     def _judge(
         self, pass_: Pass, candidate: Path, model: Model, before: Path
@@ -313,12 +334,8 @@ def _contract(pass_: Pass) -> Exact | Lossy:
 
 
 def _merged(whole: Limits, own: Limits | None) -> Limits:
-    return replace_limits(whole, own) if own else whole
-
-
-def replace_limits(whole: Limits, own: Limits) -> Limits:
     """Limits of the run with those of a pass on top."""
-    return whole.model_copy(update=own.model_dump(exclude_none=True))
+    return whole.model_copy(update=own.model_dump(exclude_none=True)) if own else whole
 
 
 def _history(step: Step) -> dict[str, Any]:

@@ -64,13 +64,13 @@ class _Trial:
         """Why the pass breaks its contract on this model; None where it does not. The model is changed."""
         signature = model.signature
         model.save(self._scratch)
-        reference = self._run(feeds)
+        reference = self.run(self._scratch, feeds)
         try:
             self.findings = self.part.run(model, RunContext(model, worker=self._worker))
             if model.signature != signature and not self.part.changes_signature:
                 return "it changes inputs or outputs"
             model.save(self._scratch)
-            outputs = self._run(feeds)
+            outputs = self.run(self._scratch, feeds)
         except Exception as error:  # whatever it is, it is what is to be reproduced
             return f"{type(error).__name__}: {error}"
         if isinstance(self.part.contract, Exact):
@@ -86,8 +86,9 @@ class _Trial:
         load(self._scratch).save(path)
         return path
 
-    def _run(self, feeds: Sequence[Feed]) -> list[Outputs]:
-        outputs: list[Outputs] = self._worker.call(run_batches, str(self._scratch), SessionMode.REFERENCE, list(feeds))
+    def run(self, path: Path, feeds: Sequence[Feed]) -> list[Outputs]:
+        """Outputs of a file in the reference session."""
+        outputs: list[Outputs] = self._worker.call(run_batches, str(path), SessionMode.REFERENCE, list(map(dict, feeds)))
         return outputs
 
 
@@ -150,7 +151,7 @@ def _values(trial: _Trial, path: Path, names: Sequence[str], feed: Feed) -> dict
         model.graph.outputs.extend(value for value in node.outputs if value.name in wanted)
     probe = path.with_name(f"{path.stem}.probe.onnx")
     model.save(probe)
-    outputs = trial._worker.call(run_batches, str(probe), SessionMode.REFERENCE, [dict(feed)])[0]
+    (outputs,) = trial.run(probe, [feed])
     probe.unlink()
     return found | {name: value for name, value in outputs.items() if name in names}
 

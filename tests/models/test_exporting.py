@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor, nn  # noqa: E402
+
 from onnxopt.models import exporting, train_byte_gpt  # noqa: E402
 from onnxopt.models.train_byte_gpt import ByteGPT  # noqa: E402
 
@@ -75,13 +77,30 @@ def test_nothing_is_said_about_the_machine(exported: Exported) -> None:
     assert not [place for place in (b"/root", b"/home", b".py", b"site-packages", b"stack_trace") if place in content]
 
 
-def test_a_dimension_that_turns_out_fixed_is_an_error(tmp_path: Path) -> None:
-    class Fixed(torch.nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
-        def forward(self, x: "torch.Tensor") -> "torch.Tensor":
-            return x.reshape(2, 6)
+class Fixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(2, 6)
 
+
+def test_a_dimension_that_turns_out_fixed_is_an_error(tmp_path: Path) -> None:
+    example = {"x": torch.zeros(2, 6)}
     with pytest.raises(torch.onnx.OnnxExporterError):
-        exporting.export(
-            Fixed(), {"x": torch.zeros(2, 6)}, tmp_path / "fixed.onnx", outputs=["y"], dynamic={"x": {0: "batch"}}
-        )
+        exporting.export(Fixed(), example, tmp_path / "fixed.onnx", outputs=["y"], dynamic={"x": {0: "batch"}})
     assert not (tmp_path / "fixed.onnx").exists()
+
+
+def test_batch_normalization_stays_and_equal_weights_stay_apart(tmp_path: Path) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 20, 1, bias=False), nn.BatchNorm2d(20), nn.Conv2d(20, 20, 1), nn.BatchNorm2d(20)
+    )
+    path = tmp_path / "normed.onnx"
+    exporting.export(module, {"x": torch.zeros(2, 3, 4, 4)}, path, outputs=["y"], dynamic={"x": {0: "batch"}})
+    graph = onnx.load(path).graph
+    assert [node.op_type for node in graph.node] == ["Conv", "BatchNormalization"] * 2
+    assert [len(node.input) for node in graph.node] == [2, 5, 3, 5]
+    read = [name for node in graph.node for name in node.input[1:]]
+    assert len(read) == len(set(read))
+    x = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = module.eval()(x).numpy()
+    np.testing.assert_allclose(ort.InferenceSession(path).run(None, {"x": x.numpy()})[0], expected, atol=1e-5)

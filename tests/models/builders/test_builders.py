@@ -82,6 +82,7 @@ def annotated(model: onnx.ModelProto, field: str) -> set[str]:
     return found
 
 
+ANNOTATED = {"ModelProto", "GraphProto", "NodeProto", "ValueInfoProto", "TensorProto", "FunctionProto"}
 FEATURES: dict[str, Callable[[onnx.ModelProto], object]] = {
     "initializers-as-inputs": lambda m: len(m.graph.input) == 3 and len(m.graph.initializer) == 2,
     "typed-fields": lambda m: not any(t.raw_data for t in m.graph.initializer),
@@ -102,7 +103,6 @@ FEATURES: dict[str, Callable[[onnx.ModelProto], object]] = {
     "metadata-everywhere": lambda m: annotated(m, "metadata_props") == ANNOTATED,
     "doc-strings-everywhere": lambda m: annotated(m, "doc_string") == ANNOTATED | {"AttributeProto"},
 }
-ANNOTATED = {"ModelProto", "GraphProto", "NodeProto", "ValueInfoProto", "TensorProto", "FunctionProto"}
 
 
 @pytest.mark.parametrize("name", FEATURES)

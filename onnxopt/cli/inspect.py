@@ -1,0 +1,116 @@
+"""`onnxopt inspect`."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import typer
+
+from onnxopt.analysis.cost import Cost, cost
+from onnxopt.analysis.shapes import infer
+from onnxopt.backends.jobs import load_check
+from onnxopt.backends.sessions import SessionMode
+from onnxopt.backends.worker import Worker
+from onnxopt.cli import output
+from onnxopt.errors import OnnxOptError
+from onnxopt.model import Model, ValueInfo, load
+from onnxopt.report import total_bytes
+
+_STANDARD = {"", "ai.onnx"}
+_LARGEST = 8
+
+
+def inspect(path: Path, shapes: list[str], as_json: bool) -> None:
+    """Print what is in a model."""
+    model = load(path)
+    sizes = output.parse_shapes(shapes)
+    found = describe(model, path, cost(model, infer(model, sizes)), _session(path))
+    if as_json:
+        output.show_json(found)
+    else:
+        _show(found)
+
+
+def describe(model: Model, path: Path, work: Cost, session: dict[str, Any]) -> dict[str, Any]:
+    """Everything that `inspect` shows, as plain values."""
+    signature = model.signature
+    values = (*signature.inputs, *signature.outputs)
+    return {
+        "file": str(path),
+        "file_bytes": total_bytes(path),
+        "ir_version": model.ir.ir_version,
+        "opsets": {domain or "ai.onnx": version for domain, version in model.ir.opset_imports.items()},
+        "producer": " ".join(filter(None, (model.ir.producer_name, model.ir.producer_version))),
+        "inputs": [_value(value) for value in signature.inputs],
+        "outputs": [_value(value) for value in signature.outputs],
+        "dynamic_dimensions": sorted({dim for v in values for dim in v.shape or () if isinstance(dim, str)}),
+        "parameters": work.params,
+        "weight_bytes": work.weight_bytes,
+        "macs": work.macs,
+        "macs_unknown_nodes": len(work.unknown_macs),
+        "operators": _operators(model),
+        "custom_domains": sorted({n.domain for n in model.nodes()} - _STANDARD),
+        "functions": [":".join(filter(None, identifier)) for identifier in model.ir.functions],
+        "largest_weights": _largest(model),
+        "history": model.history,
+        **session,
+    }
+
+
+def _session(path: Path) -> dict[str, Any]:
+    """Whether ONNX Runtime loads the file, and what the session holds."""
+    with Worker() as worker:
+        try:
+            report = worker.call(load_check, str(path), SessionMode.DEPLOYED)
+        except OnnxOptError as error:
+            return {"loads": False, "why_not": str(error), "resident_bytes": None, "load_seconds": None}
+    return {"loads": True, "resident_bytes": report.resident_bytes, "load_seconds": round(report.seconds, 3)}
+
+
+def _value(value: ValueInfo) -> dict[str, Any]:
+    return {"name": value.name, "type": value.dtype.name if value.dtype else None, "shape": value.shape}
+
+
+def _operators(model: Model) -> dict[str, int]:
+    names = (n.op_type if n.domain in _STANDARD else f"{n.domain}::{n.op_type}" for n in model.nodes())
+    return dict(Counter(names).most_common())
+
+
+def _largest(model: Model) -> list[dict[str, Any]]:
+    weights = [(v.name, v.const_value) for v in model.weights() if v.const_value is not None and _sized(v.const_value)]
+    weights.sort(key=lambda pair: -pair[1].nbytes)
+    return [
+        {"name": name, "type": tensor.dtype.name, "shape": tensor.shape.numpy(), "bytes": tensor.nbytes}
+        for name, tensor in weights[:_LARGEST]
+    ]
+
+
+def _sized(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype != ir.DataType.STRING
+
+
+def _show(found: dict[str, Any]) -> None:
+    loads = f"yes, {output.size(found['resident_bytes'])} resident" if found["loads"] else f"no: {found['why_not']}"
+    unknown = f" (+ {found['macs_unknown_nodes']} nodes of unknown size: --shape)" if found["macs_unknown_nodes"] else ""
+    output.facts({
+        "file": f"{found['file']}, {output.size(found['file_bytes'])}",
+        "made by": f"{found['producer'] or '?'}, IR {found['ir_version']}, "
+        + ", ".join(f"{domain} {version}" for domain, version in found["opsets"].items()),
+        "parameters": f"{output.amount(found['parameters'])}, {output.size(found['weight_bytes'])}",
+        "MACs": output.amount(found["macs"]) + unknown,
+        "dynamic dimensions": ", ".join(found["dynamic_dimensions"]) or "none",
+        "custom domains": ", ".join(found["custom_domains"]) or "none",
+        "ONNX Runtime loads it": loads,
+    })  # fmt: skip
+    for kind in ("inputs", "outputs"):
+        typer.echo(f"\n{kind}")
+        output.table([[f"  {v['name']}", v["type"] or "?", output.shape(v["shape"])] for v in found[kind]])
+    typer.echo("\noperators")
+    output.table([[f"  {name}", count] for name, count in found["operators"].items()])
+    typer.echo("\nlargest weights")
+    output.table([
+        [f"  {w['name']}", w["type"], output.shape(w["shape"]), output.size(w["bytes"])] for w in found["largest_weights"]
+    ])  # fmt: skip
+    for entry in found["history"]:
+        typer.echo(f"\nonnxopt {entry.get('version')}: {entry.get('pass')} {entry.get('options')}")

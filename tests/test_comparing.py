@@ -1,0 +1,121 @@
+"""The comparison that every contract stands on: it must accept rounding and catch everything else."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxopt.comparing import Noise, collapsed, compare, first_nan, measure, noise
+
+QUIET = Noise({}, frozenset())
+RNG = np.random.default_rng(0)
+Y = RNG.standard_normal((4, 10)).astype(np.float32)
+
+
+def test_equal_outputs_pass() -> None:
+    found = compare([{"y": Y}], [{"y": Y.copy()}], 1e-4, QUIET)
+    assert found.broken == []
+    assert found.drift == 0
+
+
+@given(st.floats(1e-6, 1.0), st.integers(0, 3))
+def test_drift_is_the_worst_row_s_relative_l2(scale: float, row: int) -> None:
+    other = Y.astype(np.float64)
+    other[row] *= 1 + scale
+    found = compare([{"y": Y.astype(np.float64)}], [{"y": other}], 1.5, QUIET)
+    norm = np.linalg.norm(Y[row].astype(np.float64))
+    floor = 1e-6 * np.sqrt(10)
+    assert found.drift == pytest.approx(scale if scale * norm > floor else 0.0, rel=1e-6)
+
+
+def test_one_bad_row_breaks_where_the_whole_would_pass() -> None:
+    large = np.vstack([np.full((1, 10), 1e4), np.full((1, 10), 1e-2)])
+    other = large.copy()
+    other[1] *= 1.5
+    assert np.linalg.norm(other - large) / np.linalg.norm(large) < 1e-4
+    assert compare([{"y": large}], [{"y": other}], 1e-4, QUIET).broken
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (Y[:, :9], "shape"),
+        (Y.astype(np.float64), "type"),
+        (np.where(Y == Y[0, 0], np.nan, Y).astype(np.float32), "NaN"),
+        (np.where(Y == Y[0, 0], np.inf, Y).astype(np.float32), "infinities"),
+        (None, "missing"),
+    ],
+)
+def test_form_differences_break(other: np.ndarray | None, why: str) -> None:
+    found = compare([{"y": Y}], [{"y": other}], 1e9, QUIET)
+    assert why in found.broken[0]
+    assert found.drift == np.inf
+
+
+def test_integers_must_be_equal_unless_the_original_wavers() -> None:
+    a, b = [{"i": np.array([1, 2, 3])}], [{"i": np.array([1, 2, 4])}]
+    assert compare(a, b, 1e-4, QUIET).broken == ["output i, feed 0: 1 of 3 values differ"]
+    own = noise(a, b)
+    found = compare(a, b, 1e-4, own)
+    assert found.broken == []
+    assert found.undecidable == 1
+
+
+def test_own_noise_widens_the_tolerance_eightfold() -> None:
+    own = noise([{"y": Y}], [{"y": Y * np.float32(1.001)}])
+    assert own.relative["y"] == pytest.approx(1e-3, rel=1e-3)
+    assert not compare([{"y": Y}], [{"y": Y * np.float32(1.007)}], 1e-4, own).broken
+    assert compare([{"y": Y}], [{"y": Y * np.float32(1.009)}], 1e-4, own).broken
+
+
+def test_nans_at_the_same_places_are_equal() -> None:
+    x = np.float32([np.nan, 1, np.inf])
+    assert not compare([{"y": x}], [{"y": x.copy()}], 1e-4, QUIET).broken
+
+
+def test_sequences_and_maps_are_opened() -> None:
+    a = [{"s": [Y, {"k": Y[0]}], "none": None}]
+    b = [{"s": [Y, {"k": Y[0] + 1}], "none": None}]
+    assert not compare(a, a, 1e-4, QUIET).broken
+    assert compare(a, b, 1e-4, QUIET).broken[0].startswith("output s[1][k], feed 0")
+
+
+def test_lossy_measures_and_breaks_on_new_nans_only() -> None:
+    found = measure([{"y": Y, "i": np.array([1])}], [{"y": 2 * Y, "i": np.array([2])}], QUIET)
+    assert found.broken == []
+    assert found.drift == pytest.approx(1)
+    with_nan = Y.copy()
+    with_nan[0, 0] = np.nan
+    assert measure([{"y": Y}], [{"y": with_nan}], QUIET).broken
+    assert not measure([{"y": with_nan}], [{"y": with_nan}], QUIET).broken
+
+
+def test_data_dependent_sizes_are_undecidable_when_lossy() -> None:
+    found = measure([{"boxes": Y}], [{"boxes": Y[:2]}], QUIET)
+    assert found.broken == []
+    assert found.undecidable == 1
+
+
+def test_first_nan_names_output_and_feed() -> None:
+    assert first_nan([{"y": Y}, {"y": np.float32([np.nan])}]) == ("y", 1)
+    assert first_nan([{"y": np.float32([np.inf])}]) is None
+
+
+def test_collapse_constant_output() -> None:
+    assert "same for all" in collapsed([{"y": Y}], [{"y": np.repeat(Y[:1], 4, axis=0)}])[0]
+
+
+def test_collapse_wrong_samples() -> None:
+    reasons = collapsed([{"y": Y}], [{"y": np.roll(Y, 1, axis=0)}])
+    assert reasons
+    assert "cosine" in reasons[0] or "fits other samples" in reasons[0]
+
+
+def test_collapse_accepts_a_moderate_loss() -> None:
+    noisy = Y + 0.5 * RNG.standard_normal(Y.shape).astype(np.float32)
+    assert collapsed([{"y": Y}], [{"y": noisy}]) == []
+
+
+def test_collapse_says_nothing_where_the_original_is_constant() -> None:
+    constant = np.ones((4, 3), np.float32)
+    assert collapsed([{"y": constant}], [{"y": 2 * constant}]) == []
