@@ -131,6 +131,19 @@ def _no_file(found: re.Match[str], source: Source) -> str:
     return "no such file"
 
 
+def _external_missing(found: re.Match[str], source: Source) -> str:
+    return f"the external data of tensor {found['tensor']!r} is missing: {found['file']}"
+
+
+def _external_outside(found: re.Match[str], source: Source) -> str:
+    return f"the external data of tensor {found['tensor']!r} lies outside the model's folder: {found['file']}"
+
+
+def _external_short(found: re.Match[str], source: Source) -> str:
+    end = int(found["offset"]) + int(found["size"])
+    return f"the external data of tensor {found['tensor']!r} is cut short: byte {end} of a file of {found['length']}"
+
+
 def _out_of_memory(found: re.Match[str], source: Source) -> str:
     size = f" for {int(found['size']) / 1e9:.2f} GB" if found["size"] else ""
     return f"{RUNTIME} found no memory{size}; free memory or use smaller inputs"
@@ -142,6 +155,7 @@ def _invalid(found: re.Match[str], source: Source) -> str:
 
 
 _IN_NODE = r'In Node, \("(?P<node>[^"]*)", (?P<op>[^,]+), "(?P<domain>[^"]*)", [^)]*\) : .*?, Error '
+_EXTERNAL = r"failed for initializer: (?P<tensor>.+?)\. Error: .*?"
 _NO_MEMORY = re.compile(r"(?:Failed to allocate memory.*?(?P<size>\d+)?\s*$|bad_alloc|bad allocation)")
 _NODE_FAILED = re.compile(r"while running (?P<op>\S+) node\. Name:'(?P<node>[^']*)' Status Message: ")
 
@@ -157,15 +171,22 @@ _LOAD_RULES: tuple[tuple[re.Pattern[str], _Rule], ...] = tuple(
         (r"model IR version: (?P<ir>\d+), max supported IR version: (?P<limit>\d+)", _ir),
         (r"[Pp]rotobuf parsing failed", _not_protobuf),
         (r"NO_SUCHFILE.*File doesn't exist", _no_file),
+        (_EXTERNAL + 'External data path does not exist: "(?P<file>[^"]+)"', _external_missing),
+        (_EXTERNAL + 'External data path escapes.*?"(?P<file>[^"]+)"', _external_outside),
+        (
+            r"External initializer: (?P<tensor>.+?) offset: (?P<offset>\d+) size to read: (?P<size>\d+) "
+            r"given file_length: (?P<length>\d+)",
+            _external_short,
+        ),
         (_NO_MEMORY.pattern, _out_of_memory),
     )
 )
 
-_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _LOCATION = re.compile(r"(?:/onnxruntime_src/|[A-Za-z]:\\)?[\w./\\]+\.(?:h|cc|cpp|cu|hpp):\d+ ")
 _NOISE = (
-    re.compile(r"^This is an invalid model\. (?:Error: )?"),
-    re.compile(r"^(?:Load model (?:from )?\S+ failed[:.] ?)+"),
+    re.compile(r"^(?:Load model (?:from )?.+? failed[:.] ?)+"),
+    re.compile(r"^(?:This is an i|I)nvalid model\. (?:Error: )?"),
     re.compile(r" ?Please fix either the inputs/outputs or the model\.?"),
 )
 

@@ -61,7 +61,7 @@ def interleaved(
     Args:
         candidates: what to time; the first is what the ratios refer to.
         seconds: budget of the whole measurement; it ends with the first round that finds it used up.
-        min_rounds: rounds that are run whatever the budget says.
+        min_rounds: rounds that are run whatever the budget says; at least one.
         max_rounds: rounds after which it ends early.
         warm_up: untimed rounds before; at least one is run, the rest only within a fifth of the budget.
         clock: seconds, monotonic.
@@ -88,7 +88,7 @@ def _rounds(
     times: list[list[float]] = []
     order = list(range(len(candidates)))
     with _no_garbage_collection():
-        while len(times) < max_rounds and (len(times) < min_rounds or clock() < end):
+        while len(times) < max_rounds and (len(times) < max(1, min_rounds) or clock() < end):
             row = [0.0] * len(candidates)
             for index in order:
                 start = clock()

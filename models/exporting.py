@@ -108,7 +108,7 @@ def _tidy(model: ir.Model) -> None:
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedOpsetsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.DeduplicateInitializersPass(size_limit=2000),
+        passes.DeduplicateInitializersPass(size_limit=_LARGEST_SHARED),
         passes.CommonSubexpressionEliminationPass(),
         passes.NameFixPass(),
     ):

@@ -320,11 +320,8 @@ def plan(steps: Sequence[Pass]) -> list[Pass]:
 
 
 def _parts(pass_: Pass) -> list[Pass]:
-    """A composite's parts, in order; composites may hold composites."""
-    expanded = pass_.expand()
-    if len(expanded) == 1 and expanded[0] is pass_:
-        return [pass_]
-    return [inner for part in expanded for inner in _parts(part)]
+    """A composite's parts, in order; composites may hold composites, and a pass itself after what it needs."""
+    return [inner for part in pass_.expand() for inner in ([pass_] if part is pass_ else _parts(part))]
 
 
 def _contract(pass_: Pass) -> Exact | Lossy:

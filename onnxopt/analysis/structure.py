@@ -108,7 +108,7 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
 def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
     """What an initializer or a Constant node holds, in any of its forms; None for anything else.
 
-    One element an entry: types that numpy lacks come as `ml_dtypes` arrays, strings as an object array of bytes.
+    One element an entry: types that numpy lacks come as `ml_dtypes` arrays, strings as bytes.
     A sparse Constant gives None. The whole tensor is read, so ask `constant_tensor` for the size of a large one.
     """
     tensor = constant_tensor(value)

@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -86,17 +85,18 @@ def test_files_are_valid_small_and_name_no_place(name: str) -> None:
     assert path.stat().st_size < (32e6 if name == "byte-gpt" else 1e6)
     assert not model.metadata_props
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
-    assert places_in(path) == []
+    for tensor in model.graph.initializer:  # among millions of random bytes anything can be read
+        tensor.ClearField("raw_data")
+    assert places_in(model.SerializeToString()) == []
 
 
-def places_in(path: Path) -> list[str]:
-    """Readable stretches of a file that look like a path of some machine, or a line of source."""
-    text = [part.decode() for part in re.findall(rb"[\x20-\x7e]{6,}", path.read_bytes())]
+def places_in(content: bytes) -> list[str]:
+    """Readable stretches that look like a path of some machine, or a line of source."""
+    text = [part.decode() for part in re.findall(rb"[\x20-\x7e]{6,}", content)]
     place = re.compile(r"/(opt|root|tmp|work|home|usr|users)/|site-packages|\.py\b|[a-z]:\\", re.IGNORECASE)
     return [part for part in text if place.search(part)]
 
 
-def test_places_are_found(tmp_path: Path) -> None:
-    for said in (b"/home/me/x", b"lib/site-packages", b"File model.py, line 3"):
-        (tmp_path / "file").write_bytes(b"\x00\x01" + said + b"\xff")
-        assert places_in(tmp_path / "file")
+@pytest.mark.parametrize("said", [b"/home/me/x", b"lib/site-packages", b"File model.py, line 3", b"C:\\Users\\me"])
+def test_places_are_found(said: bytes) -> None:
+    assert places_in(b"\x00\x01" + said + b"\xff")

@@ -1,0 +1,8 @@
+"""Data for calibration and evaluation: opened in many forms, checked against the model, read batch by batch."""
+
+from onnxopt.data.code import is_function, load_function
+from onnxopt.data.dataset import Batch, Dataset
+from onnxopt.data.specs import open_data
+from onnxopt.data.synthetic import synthetic
+
+__all__ = ["Batch", "Dataset", "is_function", "load_function", "open_data", "synthetic"]

@@ -1,0 +1,71 @@
+"""Identity nodes, whose readers can as well read the input."""
+
+import onnx_ir as ir
+
+from onnxopt.edit import Edit
+from onnxopt.model import Model
+from onnxopt.passing import Context, Findings, Pass
+
+
+class EliminateIdentity(Pass):
+    """Remove Identity nodes.
+
+    One stays where a graph output needs a node of its own: when it repeats a graph input, a weight, another
+    output, or a value from outside of a branch or loop.
+    """
+
+    def run(self, model: Model, context: Context) -> Findings:
+        findings = Findings()
+        replaced = self._replacements(model, findings)
+        if not replaced:
+            return findings
+        edit = Edit(self.name)
+        for value, source in replaced.items():
+            node = value.producer()
+            assert node is not None
+            edit.rewire(value, source)
+            edit.remove(node)
+            findings.change(node.name, self.name, f"readers of {value.name} read {source.name}")
+        shapes = [(source, value.shape) for value, source in replaced.items()]
+        model.apply(edit)
+        for source, shape in shapes:
+            if source.shape is None and source.producer() is not None and not source.is_graph_output():
+                source.shape = shape
+        return findings
+
+    def _replacements(self, model: Model, findings: Findings) -> dict[ir.Value, ir.Value]:
+        """Output of an Identity -> what its readers read instead."""
+        replaced: dict[ir.Value, ir.Value] = {}
+        outputs: set[ir.Value] = set()
+        for node in model.nodes():
+            if node.op_type != "Identity" or node.domain or node.inputs[0] is None:
+                continue
+            value, source = node.outputs[0], _root(node.inputs[0], replaced)
+            if value.is_graph_output() and (
+                source.is_graph_output() or source in outputs or not _made_beside(source, value)
+            ):
+                continue
+            if None not in (value.dtype, source.dtype) and value.dtype != source.dtype:
+                why = f"{value.name} is declared {value.dtype}, its source {source.name} {source.dtype}"
+                findings.decline(node.name, self.name, why)
+                continue
+            if value.is_graph_output():
+                outputs.add(source)
+            replaced[value] = source
+        return replaced
+
+
+def _made_beside(source: ir.Value, value: ir.Value) -> bool:
+    """Whether a node of the graph that `value` is an output of makes `source`."""
+    return source.producer() is not None and source.graph is value.graph
+
+
+def _root(value: ir.Value, replaced: dict[ir.Value, ir.Value]) -> ir.Value:
+    """What is read in place of a value in the end; the way there is shortened for whoever asks next."""
+    path = []
+    while value in replaced:
+        path.append(value)
+        value = replaced[value]
+    for passed in path:
+        replaced[passed] = value
+    return value

@@ -1,0 +1,371 @@
+"""Nodes that compute constants to weights.
+
+All such nodes are found first, then computed by the runtime in as few sessions as possible, then taken or left by
+what their results would add to the file. Nodes that hang together form a *fold*, taken or left as a whole.
+"""
+
+import contextlib
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from pydantic import Field
+
+from onnxopt.errors import OnnxOptError
+from onnxopt.model import Model
+from onnxopt.passes.clean import become_weights, bodies, is_constant
+from onnxopt.passing import Context, Findings, Pass
+
+_FREE_BYTES = 256
+"""A result up to this size takes no more of a file than the node that computes it."""
+
+_BATCH_BYTES = 256 * 2**20
+"""Constants given to one session at most; a larger one gets a session of its own."""
+
+_MOST_TRIES = 64
+"""Sessions spent on finding out which nodes the runtime cannot compute."""
+
+_RANDOM = frozenset({
+    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+})  # fmt: skip
+_SEQUENCES = frozenset({
+    "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt", "SequenceConstruct",
+    "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SplitToSequence",
+})  # fmt: skip
+
+
+class FoldConstants(Pass):
+    """Compute once and for all what depends on constants alone.
+
+    The runtime's own kernels compute it. Results stay nodes where they would make the file grow: what all of them
+    add, beyond the weights that they make superfluous, is at most `max_growth` of the model's weights.
+    DequantizeLinear stays, so that quantized weights remain so.
+    """
+
+    max_growth: float = Field(0.01, ge=0, description="share of all weights' bytes that the results may add")
+
+    def run(self, model: Model, context: Context) -> Findings:
+        findings = Findings()
+        runtime = _Runtime(model, context, findings, self.name)
+        folds = runtime.folds(_constant_nodes(model, findings, self.name))
+        folds = _affordable(folds, int(self.max_growth * sum(map(_bytes, model.weights()))), runtime)
+        results = {value: runtime.results[value] for fold in folds for value in fold.results}
+        if results:
+            become_weights(model, self.name, results, [node for fold in folds for node in fold.nodes])
+        for node in (node for fold in folds for node in fold.nodes):
+            findings.change(node.name, self.name, f"{node.op_type} of constants was computed")
+        return findings
+
+
+def _constant_nodes(model: Model, findings: Findings, rule: str) -> list[ir.Node]:
+    """The nodes that may be computed: each after those it reads."""
+    found = []
+    unknown: dict[ir.Node, int] = {}
+    constants = deque(value for value in model.weights() if is_constant(model, value) and _numeric(value))
+    while constants:
+        for node in constants.popleft().consumers():
+            unknown[node] = unknown.get(node, len({value for value in node.inputs if value is not None})) - 1
+            if unknown[node]:
+                continue
+            if why := _refusal(model, node):
+                findings.decline(node.name, rule, why)
+            elif not _repeats_constant(node):
+                found.append(node)
+                constants.extend(value for value in node.outputs if value.name)
+    return found
+
+
+def _refusal(model: Model, node: ir.Node) -> str | None:
+    if node.op_identifier() in model.ir.functions or node.domain:
+        return f"{node.domain}::{node.op_type} is no standard operator"
+    if any(True for _ in bodies(node)):
+        return "control flow is not computed"
+    if node.op_type in _RANDOM:
+        return f"{node.op_type} is random"
+    if node.op_type in _SEQUENCES:
+        return "sequences and optionals cannot be weights"
+    if node.op_type == "DequantizeLinear":
+        return "its weight stays quantized"
+    if node.op_type != "Identity" and any(value.is_graph_output() for value in node.outputs):
+        return "it makes a graph output"
+    return None
+
+
+def _repeats_constant(node: ir.Node) -> bool:
+    """Whether the node does no more than to make a graph output of a constant: nothing to compute."""
+    return node.op_type == "Identity" and node.outputs[0].is_graph_output()
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """Nodes that share values or weights, each after those it reads.
+
+    Attributes:
+        nodes: what goes when the fold is taken.
+        results: the values among theirs that others read: what stays as weights.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    results: tuple[ir.Value, ...]
+
+
+def _affordable(folds: Sequence[_Fold], budget: int, runtime: "_Runtime") -> list[_Fold]:
+    """The folds, or what is left of them, that together add at most `budget` bytes to the file.
+
+    Those that add something are taken all or none: a second run, with a budget of its own, then decides the same.
+    """
+    taken = []
+    for fold in folds:
+        small = [fold] if runtime.growth(fold) <= budget else runtime.shrunk(fold)
+        for each in small:
+            if (growth := runtime.growth(each)) <= budget:
+                taken.append(each)
+            else:
+                runtime.refuse(each.nodes[-1], f"its result adds {growth} bytes to the file; allowed are {budget}")
+    growing = {fold: growth for fold in taken if (growth := runtime.growth(fold)) > 0}
+    if (total := sum(growing.values())) <= budget:
+        return taken
+    for fold in growing:
+        runtime.refuse(fold.nodes[-1], f"this and {len(growing) - 1} others add {total} bytes; allowed are {budget}")
+    return [fold for fold in taken if fold not in growing]
+
+
+class _Runtime:
+    """What constant nodes compute, and which of them the runtime cannot.
+
+    Attributes:
+        results: computed values, as far as anybody asked for them.
+    """
+
+    def __init__(self, model: Model, context: Context, findings: Findings, rule: str) -> None:
+        self.results: dict[ir.Value, ir.TensorProtocol] = {}
+        self._model = model
+        self._context = context
+        self._findings = findings
+        self._rule = rule
+        self._refused: set[ir.Node] = set()
+        self._tries = 0
+
+    def refuse(self, node: ir.Node, why: str) -> None:
+        """Leave a node, and with it all that reads it, as it is."""
+        self._refused.add(node)
+        self._findings.decline(node.name, self._rule, why)
+
+    def folds(self, nodes: Sequence[ir.Node]) -> list[_Fold]:
+        """Compute the nodes; the folds of those that could be."""
+        batches = list(_batches(self._model, self._connected(nodes)))
+        for done, batch in enumerate(batches):
+            self._context.progress(done, len(batches), self._rule)
+            self._compute(batch)
+        return [_Fold(tuple(group), tuple(_read_outside(group))) for group in self._connected(self._possible(nodes))]
+
+    def growth(self, fold: _Fold) -> int:
+        """Bytes that taking the fold adds to the file: its results, less the weights that only it reads."""
+        added = sum(size for value in fold.results if (size := self.results[value].nbytes) > _FREE_BYTES)
+        nodes = set(fold.nodes)
+        weights = {value for node in fold.nodes for value in node.inputs if value and value.const_value is not None}
+        freed = sum(_bytes(value) for value in weights if nodes.issuperset(value.consumers()))
+        return added - freed
+
+    def shrunk(self, fold: _Fold) -> list[_Fold]:
+        """What is left of a fold without the nodes that make large results of small inputs."""
+        sizes = self._sizes(fold.nodes)
+
+        def frugal(node: ir.Node) -> bool:
+            given = sum(sizes.get(value) or _bytes(value) for value in set(node.inputs) if value is not None)
+            made = sum(sizes.get(value, 0) for value in node.outputs)
+            if made > max(given, _FREE_BYTES):
+                self.refuse(node, f"it makes {made} bytes of {given}")
+                return False
+            return True
+
+        return self.folds(self._reached(fold.nodes, frugal))
+
+    def _possible(self, nodes: Sequence[ir.Node], given: Iterable[ir.Value] = ()) -> list[ir.Node]:
+        return self._reached(nodes, lambda node: node not in self._refused, given)
+
+    def _reached(
+        self, nodes: Sequence[ir.Node], keep: Callable[[ir.Node], bool], given: Iterable[ir.Value] = ()
+    ) -> list[ir.Node]:
+        """The nodes that are to be kept and read only constants, what is given, and one another."""
+        reached, made = [], set(given)
+        for node in nodes:
+            inputs = (value for value in node.inputs if value is not None)
+            if all(value in made or is_constant(self._model, value) for value in inputs) and keep(node):
+                reached.append(node)
+                made.update(node.outputs)
+        return reached
+
+    def _connected(self, nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+        """The nodes in groups that share neither values nor weights of some size."""
+        leader = {node: node for node in nodes}
+
+        def find(node: ir.Node) -> ir.Node:
+            while leader[node] is not node:
+                leader[node] = leader[leader[node]]
+                node = leader[node]
+            return node
+
+        first: dict[ir.Value, ir.Node] = {}
+        for node in nodes:
+            for value in (value for value in node.inputs if value is not None):
+                producer = value.producer()
+                if producer in leader:
+                    leader[find(node)] = find(producer)
+                elif _bytes(value) > _FREE_BYTES:
+                    leader[find(node)] = find(first.setdefault(value, node))
+        groups: dict[ir.Node, list[ir.Node]] = {}
+        for node in nodes:
+            groups.setdefault(find(node), []).append(node)
+        return list(groups.values())
+
+    def _compute(self, nodes: Sequence[ir.Node]) -> None:
+        """Get the values that others read; where the runtime cannot, find out which nodes are to blame."""
+        waiting = [list(nodes)]
+        while waiting:
+            nodes = self._possible(waiting.pop(), self.results)
+            wanted = [value for value in _read_outside(nodes) if value not in self.results]
+            if not wanted:
+                continue
+            try:
+                if not self._keep(self._evaluate(nodes, wanted)):
+                    waiting.append(nodes)
+            except OnnxOptError as error:
+                self._tries += 1
+                if len(nodes) > 1 and self._tries > _MOST_TRIES:
+                    self.refuse(nodes[0], f"with {len(nodes) - 1} nodes beside it, not computed: {error}")
+                    self._refused.update(nodes)
+                elif (culprit := nodes[0] if len(nodes) == 1 else _named(str(error), nodes)) is not None:
+                    self.refuse(culprit, str(error))
+                    waiting.append(nodes)
+                else:
+                    waiting += [nodes[len(nodes) // 2 :], nodes[: len(nodes) // 2]]
+
+    def _keep(self, outputs: Mapping[ir.Value, Any]) -> bool:
+        """Take results in; False when some are none, so that what leads to them is to be got instead."""
+        kept = len(self.results) + len(outputs)
+        for value, output in outputs.items():
+            if not isinstance(output, np.ndarray | np.generic) or output.dtype.kind in "OSU":
+                producer = value.producer()
+                assert producer is not None
+                self.refuse(producer, "its result is no tensor of numbers")
+                continue
+            array = np.asarray(output)
+            large = array.nbytes > _FREE_BYTES
+            self.results[value] = self._context.store(array) if large else ir.Tensor(array)
+        return len(self.results) == kept
+
+    def _sizes(self, nodes: Sequence[ir.Node]) -> dict[ir.Value, int]:
+        """Bytes of all that the nodes compute."""
+        values = [value for node in nodes for value in node.outputs if value.name]
+        counts = self._evaluate(nodes, values, "Size")
+        return {value: int(counts[value]) * (value.dtype.bitwidth if value.dtype else 64) // 8 for value in values}
+
+    def _evaluate(
+        self, nodes: Sequence[ir.Node], wanted: Sequence[ir.Value], through: str | None = None
+    ) -> dict[ir.Value, Any]:
+        """Run the nodes, in a model of their own that is fed with the constants.
+
+        Args:
+            wanted: the values to get.
+            through: an operator to put behind each of them.
+        """
+        copies: dict[ir.Value, ir.Value] = {}
+        body = [_copy(node, copies) for node in nodes]
+        inside = set(nodes)
+        constants = {value: self._tensor(value) for value in copies if value.producer() not in inside}
+        outputs = [copies[value] for value in wanted]
+        if through is not None:
+            body += [ir.node(through, [value]) for value in outputs]
+            outputs = [node.outputs[0] for node in body[-len(outputs) :]]
+        for index, output in enumerate(outputs):
+            output.name = output.name or f"out{index}"
+        for value, tensor in constants.items():
+            copies[value].type, copies[value].shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+        graph = ir.Graph([copies[value] for value in constants], outputs, nodes=body, name="constants",
+                         opset_imports={"": self._model.opset})  # fmt: skip
+        model = ir.Model(graph, ir_version=max(self._model.ir.ir_version, 4))
+        with _mapped(constants) as arrays:
+            feeds = {copies[value].name or "": array for value, array in arrays.items()}
+            found = self._context.evaluate(model, feeds)
+        return {value: found[output.name or ""] for value, output in zip(wanted, outputs, strict=True)}
+
+    def _tensor(self, value: ir.Value) -> ir.TensorProtocol:
+        tensor = self.results.get(value, value.const_value)
+        assert tensor is not None
+        return tensor
+
+
+def _copy(node: ir.Node, copies: dict[ir.Value, ir.Value]) -> ir.Node:
+    """A node of the same kind on copies of its values; `copies` remembers whose copy is whose."""
+    for value in node.inputs:
+        if value is not None and value not in copies:
+            copies[value] = ir.Value(name=f"v{len(copies)}")
+    copy = ir.Node(
+        "", node.op_type, [None if value is None else copies[value] for value in node.inputs],
+        node.attributes.values(), num_outputs=len(node.outputs), name=node.name,
+    )  # fmt: skip
+    for value, output in zip(node.outputs, copy.outputs, strict=True):
+        output.name = f"v{len(copies)}" if value.name else ""
+        copies[value] = output
+    return copy
+
+
+@contextlib.contextmanager
+def _mapped(tensors: Mapping[ir.Value, ir.TensorProtocol]) -> Iterator[dict[ir.Value, npt.NDArray[Any]]]:
+    """The tensors as arrays; what had to be mapped for it is released afterwards."""
+    fresh = [tensor for tensor in tensors.values() if isinstance(tensor, ir.ExternalTensor) and tensor.raw is None]
+    arrays = {value: tensor.numpy() for value, tensor in tensors.items()}
+    try:
+        yield arrays
+    finally:
+        arrays.clear()
+        for tensor in fresh:
+            with contextlib.suppress(BufferError):  # somebody else looks at it, too
+                tensor.release()
+
+
+def _batches(model: Model, groups: Iterable[list[ir.Node]]) -> Iterator[list[ir.Node]]:
+    """The groups in batches whose constants fit into one session."""
+    batch: list[ir.Node] = []
+    total = 0
+    for group in groups:
+        constants = {
+            value for node in group for value in node.inputs if value is not None and is_constant(model, value)
+        }
+        size = sum(map(_bytes, constants))
+        if batch and total + size > _BATCH_BYTES:
+            yield batch
+            batch, total = [], 0
+        batch += group
+        total += size
+    if batch:
+        yield batch
+
+
+def _read_outside(nodes: Iterable[ir.Node]) -> list[ir.Value]:
+    """The values that the nodes make and others read."""
+    inside = dict.fromkeys(nodes)
+    made = (value for node in inside for value in node.outputs)
+    return [value for value in made if any(reader not in inside for reader in value.consumers())]
+
+
+def _named(error: str, nodes: Iterable[ir.Node]) -> ir.Node | None:
+    """The one node whose name the runtime's complaint gives."""
+    names = set(re.findall(r"node '([^']+)'", error))
+    found = [node for node in nodes if node.name in names]
+    return found[0] if len(found) == 1 else None
+
+
+def _numeric(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.dtype != ir.DataType.STRING
+
+
+def _bytes(value: ir.Value) -> int:
+    """Size of a weight; 0 for all other values."""
+    return value.const_value.nbytes if value.const_value is not None and _numeric(value) else 0
