@@ -29,7 +29,7 @@ def serve(settings: str) -> None:
     options = json.loads(settings)
     requests, replies = _take_pipes()
     _prepare_process(options["memory_limit"])
-    replies.write(b"\n" + READY)
+    replies.write(READY)
     replies.flush()
     waiting: queue.SimpleQueue[frames.Frame] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(requests, waiting), daemon=True).start()

@@ -1,16 +1,14 @@
 """Which data a run uses for what: calibration for passes, held-back samples for the guard, evaluation for limits."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from onnxopt.analysis.index_bounds import index_bounds
 from onnxopt.data import Dataset, open_data, synthetic
-from onnxopt.errors import DataError
 from onnxopt.model import Model
 from onnxopt.recipe import Recipe
 
@@ -19,7 +17,7 @@ Feed = Mapping[str, Any]
 HELD_BACK = 0.2
 """Share of the calibration samples that no pass sees."""
 
-_GUARD_BATCHES = 32
+_GUARD_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,12 @@ class Inputs:
 
 
 def gather(
-    model: Model, recipe: Recipe, data: Any, evaluation: Any, shapes: Mapping[str, tuple[int, ...]] | None, allow_code: bool
+    model: Model,
+    recipe: Recipe,
+    data: Any,
+    evaluation: Any,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    allow_code: bool,
 ) -> Inputs:
     """Open and check all data of a run.
 
@@ -68,25 +71,32 @@ def gather(
         DataError: data that cannot be read or do not fit the model.
     """
     signature = model.signature
-    wanted = (data if data is not None else recipe.data.calibration, evaluation if evaluation is not None else recipe.data.evaluation)
-    opened = [
-        None if spec is None else open_data(spec, signature, allow_code=allow_code, model=model, shapes=shapes) for spec in wanted
-    ]
-    calibration, evaluated = opened
-    source, notes = calibration or evaluated, []
+    wanted = (
+        data if data is not None else recipe.data.calibration,
+        evaluation if evaluation is not None else recipe.data.evaluation,
+    )
+    calibration, evaluated = (
+        None
+        if spec is None
+        else open_data(spec, signature, allow_code=allow_code, shapes=shapes, bounds=index_bounds(model))
+        for spec in wanted
+    )
+    source = calibration or evaluated
+    notes = [f"{d.name}: {note}" for d in (calibration, evaluated) if d for note in d.notes]
     if source is None:
-        source = synthetic(signature, shapes, index_bounds(model), recipe.verify.samples, np.random.default_rng(recipe.seed))
+        rng = np.random.default_rng(recipe.seed)
+        source = synthetic(signature, shapes, index_bounds(model), recipe.verify.samples, rng)
         notes.append("no data were given: outputs were compared on random inputs")
     visible, guard = source, []
     if calibration is not None and not calibration.is_synthetic:
         visible, held_back = calibration.split(HELD_BACK, seed=recipe.seed)
-        guard = list(_feeds(held_back, _GUARD_BATCHES))
-    feeds = list(_feeds(visible, recipe.verify.samples))
-    if not feeds:
-        raise DataError(f"{source.name} gives no batches")
+        guard = _feeds(held_back, _GUARD_SAMPLES)
+        if not guard:
+            notes.append("too few calibration samples to hold any back: no collapse guard")
+    feeds = _feeds(visible, recipe.verify.samples)
     sizes = dict(shapes or {}) or {name: np.shape(array) for name, array in feeds[0].items()}
     return Inputs(visible if calibration else None, evaluated, feeds, guard, sizes, source.is_synthetic, notes)
 
 
-def _feeds(dataset: Dataset, count: int) -> Iterator[Feed]:
-    return (batch.feeds for batch in islice(dataset.batches(), count))
+def _feeds(dataset: Dataset, samples: int) -> list[Feed]:
+    return [batch.feeds for batch in dataset.take(samples).batches()] if dataset.samples else []

@@ -1,5 +1,6 @@
 """Measuring what users get: the metric, its loss, and latency, original against candidate."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,32 @@ class Measuring:
         inputs: the run's data.
         metric: what is measured on the evaluation data; None: nothing.
         unverified: why no session may be opened; None where one may.
+        allow_code: whether the metric may be `module:function`.
+
+    Raises:
+        DataError: a metric without evaluation data.
+        RecipeError: a metric whose output or label is unknown or ambiguous.
     """
 
     def __init__(
-        self, worker: Worker, original: Path, inputs: Inputs, metric: MetricConfig | None, unverified: str | None
+        self,
+        worker: Worker,
+        original: Path,
+        inputs: Inputs,
+        metric: MetricConfig | None,
+        unverified: str | None,
+        allow_code: bool = False,
     ) -> None:
         self._worker = worker
         self._original = original
         self._inputs = inputs
         self._unverified = unverified
-        self._config = metric
         self._scores: dict[Path, Score] = {}
-        if metric is not None and inputs.evaluation is None:
-            raise DataError("a metric was asked for, but no evaluation data: give data.evaluation (or --eval-data)")
+        self._metric: Metric | None = None
+        if metric is not None:
+            if inputs.evaluation is None:
+                raise DataError("a metric was asked for, but no evaluation data: give data.evaluation (or --eval-data)")
+            self._metric = metric.bind(inputs.evaluation, allow_code=allow_code, base=Path.cwd())
 
     def observe(self, model: Model, folder: Path) -> dict[str, tuple[int, ...]]:
         """Shapes that inference does not reach, from one run; empty where none is needed or possible."""
@@ -55,20 +69,20 @@ class Measuring:
 
     def metric_drop(self, candidate: Path) -> float:
         """How much worse the metric is: absolute for scores in 0..1, relative for losses."""
-        if self._config is None or self._inputs.evaluation is None:
+        if self._metric is None:
             raise DataError("limits.metric_drop needs evaluation data and a metric: give data.evaluation and data.metric")
         if self._unverified is not None:
             raise DataError(f"limits.metric_drop cannot be measured: {self._unverified}")
-        return self._metric().drop(self._score(self._original).value, self._score(candidate).value)
+        return self._metric.drop(self._score(self._original).value, self._score(candidate).value)
 
     def metric(self, candidate: Path) -> dict[str, Any] | None:
         """Metric before and after with the paired standard error; None where nothing is measured."""
-        if self._config is None or self._unverified is not None:
+        if self._metric is None or self._unverified is not None:
             return None
         before, after = self._score(self._original), self._score(candidate)
         found = {
-            "name": self._metric().name, "before": before.value, "after": after.value, "samples": after.samples,
-            "stderr": after.stderr, "drop": self._metric().drop(before.value, after.value),
+            "name": self._metric.name, "before": before.value, "after": after.value, "samples": after.samples,
+            "stderr": after.stderr, "drop": self._metric.drop(before.value, after.value),
         }  # fmt: skip
         if before.per_sample is not None and after.per_sample is not None:
             difference, error = paired_difference(before, after)
@@ -85,15 +99,12 @@ class Measuring:
             "ratio_quartiles": [after.ratio.lower_quartile, after.ratio.upper_quartile], "runs": after.count,
         }  # fmt: skip
 
-    def _metric(self) -> Metric:
-        assert self._config is not None and self._inputs.evaluation is not None
-        return self._config.bind(self._inputs.evaluation)
-
     def _score(self, path: Path) -> Score:
         if path not in self._scores:
-            assert self._inputs.evaluation is not None
-            self._scores[path] = evaluate(self._runner(path), self._inputs.evaluation, self._metric(), self._runner(self._original))
+            assert self._metric is not None and self._inputs.evaluation is not None
+            reference = self._runner(self._original) if self._metric.compares else None
+            self._scores[path] = evaluate(self._runner(path), self._inputs.evaluation, self._metric, reference)
         return self._scores[path]
 
-    def _runner(self, path: Path) -> Any:
-        return lambda feeds: self._worker.call(run_batches, str(path), SessionMode.DEPLOYED, [feeds])[0]
+    def _runner(self, path: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        return lambda feeds: self._worker.call(run_batches, str(path), SessionMode.DEPLOYED, [dict(feeds)])[0]

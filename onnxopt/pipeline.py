@@ -138,7 +138,9 @@ class _Run:
         )
         self._tell(0, "checking the original")
         self.verifier.prepare(self.original)
-        self.measuring = Measuring(self.worker, self.path, inputs, self.recipe.data.metric, self.verifier.unverified)
+        self.measuring = Measuring(
+            self.worker, self.path, inputs, self.recipe.data.metric, self.verifier.unverified, self.settings.allow_code
+        )
         observed = self.measuring.observe(self.original, self.workdir.folder)
         self.context = RunContext(
             self.original, worker=self.worker, workdir=self.workdir, target=self.recipe.target,

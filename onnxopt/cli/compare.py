@@ -1,6 +1,5 @@
 """`onnxopt compare A B`."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def _feeds(model: Model, data: str, samples: int, shapes: dict[str, tuple[int, .
         dataset = synthetic(signature, shapes, index_bounds(model), samples, np.random.default_rng(0))
     else:
         dataset = open_data(data, signature, allow_code=True)
-    return [dict(batch.feeds) for batch in islice(dataset.batches(), samples)]
+    return [dict(batch.feeds) for batch in dataset.take(samples).batches()]
 
 
 def _drifts(a: list[Outputs], b: list[Outputs]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Clean-up: passes that change how a model is written, not what it computes. What they share is here."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -17,17 +17,6 @@ def is_constant(model: Model, value: ir.Value) -> bool:
     if not value.is_initializer() or value.const_value is None:
         return False
     return not value.is_graph_input() or model.ir.ir_version < 4
-
-
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """The subgraphs of a control flow node."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def become_weights(model: Model, rule: str, tensors: Mapping[ir.Value, Tensor], without: Iterable[ir.Node]) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
+from onnxopt.analysis.structure import bodies
 from onnxopt.edit import Edit
 from onnxopt.model import Model
-from onnxopt.passes.clean import bodies
 from onnxopt.passing import Context, Findings, Pass
 
 _FREE_OUTPUTS = frozenset({"Dropout", "GRU", "LSTM", "LayerNormalization", "MaxPool", "RNN"})

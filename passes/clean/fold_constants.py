@@ -16,9 +16,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 from pydantic import Field
 
+from onnxopt.analysis.structure import bodies
 from onnxopt.errors import OnnxOptError
 from onnxopt.model import Model
-from onnxopt.passes.clean import become_weights, bodies, is_constant
+from onnxopt.passes.clean import become_weights, is_constant
 from onnxopt.passing import Context, Findings, Pass
 
 _FREE_BYTES = 256
@@ -168,7 +169,7 @@ class _Runtime:
         """Bytes that taking the fold adds to the file: its results, less the weights that only it reads."""
         added = sum(size for value in fold.results if (size := self.results[value].nbytes) > _FREE_BYTES)
         nodes = set(fold.nodes)
-        weights = {value for node in fold.nodes for value in node.inputs if value and value.const_value is not None}
+        weights = {value for node in fold.nodes for value in node.inputs if value is not None}
         freed = sum(_bytes(value) for value in weights if nodes.issuperset(value.consumers()))
         return added - freed
 
@@ -363,9 +364,10 @@ def _named(error: str, nodes: Iterable[ir.Node]) -> ir.Node | None:
 
 
 def _numeric(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.dtype != ir.DataType.STRING
+    tensor = value.const_value if value.is_initializer() else None
+    return tensor is not None and tensor.dtype != ir.DataType.STRING
 
 
 def _bytes(value: ir.Value) -> int:
     """Size of a weight; 0 for all other values."""
-    return value.const_value.nbytes if value.const_value is not None and _numeric(value) else 0
+    return value.const_value.nbytes if _numeric(value) and value.const_value is not None else 0

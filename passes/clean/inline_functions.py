@@ -6,8 +6,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnxopt.analysis.structure import bodies
 from onnxopt.model import Model
-from onnxopt.passes.clean import bodies
 from onnxopt.passing import Context, Findings, Pass
 
 OWN_DOMAIN = "ai.onnxopt"

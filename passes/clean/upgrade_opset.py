@@ -13,8 +13,9 @@ import onnx_ir as ir
 from pydantic import Field, field_validator
 
 from onnxopt import serialization
+from onnxopt.analysis.structure import bodies
 from onnxopt.model import Model
-from onnxopt.passes.clean import become_weights, bodies
+from onnxopt.passes.clean import become_weights
 from onnxopt.passing import Context, Findings, Pass
 
 logger = logging.getLogger(__name__)

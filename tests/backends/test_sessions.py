@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from onnxopt.backends import sessions
+from onnxopt.backends import diagnosis, sessions
 from onnxopt.backends.sessions import SessionMode, open_session, run, session, session_options
 from onnxopt.errors import DataError, KernelError, ModelError, OnnxOptError
 
@@ -336,6 +336,15 @@ def test_maps_pass_through(build):
     assert run(made, {"x": np.array([[1, 2, 3]], "f4")}) == {"y": [{5: 1.0, 6: 2.0, 7: 3.0}]}
 
 
+@pytest.mark.parametrize("name", ["FLOAT", "BFLOAT16"])
+def test_memory_order_of_feeds_does_not_matter(build, name):
+    dtype = getattr(TensorProto, name)
+    identity = helper.make_node("Identity", ["x"], ["y"])
+    made = opened(build([identity], [("x", dtype, (3, 2))], [("y", dtype, (3, 2))]))
+    x = np.arange(6).reshape(2, 3).astype(helper.tensor_dtype_to_np_dtype(dtype)).T
+    np.testing.assert_array_equal(run(made, {"x": x})["y"].astype("f4"), x.astype("f4"))
+
+
 def test_strings(build):
     text = TensorProto.STRING
     made = opened(build([helper.make_node("Identity", ["x"], ["y"])], [("x", text, ("N",))], [("y", text, ("N",))]))
@@ -365,7 +374,7 @@ def test_types_that_numpy_lacks(build, name, shape):
     assert results["y"].shape == shape
     np.testing.assert_array_equal(results["y"].astype("f4"), x.astype("f4"))
     np.testing.assert_array_equal(results["z"], x.astype("f4"))
-    assert results["y"].flags.writeable
+    assert results["y"].flags.owndata  # ONNX Runtime frees its own
     with pytest.raises(DataError, match=f"takes {np.dtype(RAW[name]).name}, fed was float32"):
         run(made, {"x": x.astype(np.float32)})
 
@@ -374,3 +383,32 @@ def test_paths_may_be_text(matmul):
     x = np.ones((1, 3), np.float32)
     made = open_session(str(matmul(factor=2)), SessionMode.DEPLOYED)
     np.testing.assert_array_equal(run(made, {"x": x})["y"], 2 * x)
+
+
+# ONNX Runtime's own words
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/onnxruntime/core/graph/model.cc:256 "
+            "onnxruntime::Model::Model(onnx::ModelProto&&, const PathString&, std::function<void(int)>) Too old.\n",
+            "Too old.",
+        ),
+        (
+            "Context: /onnxruntime_src/include/op_kernel_context.h:45 const T* onnxruntime::OpKernelContext::Input(int) "
+            "const [with T = onnxruntime::Tensor] Missing Input: x\n",
+            "Context: Missing Input: x",
+        ),
+        (
+            "C:\\a\\_work\\1\\s\\onnxruntime\\core\\graph\\model.cc:183 onnxruntime::Model::Model Too old.",
+            "Too old.",
+        ),
+        ("tensorprotoutils.cc:1876 GetExtDataFromTensorProto Out of bounds", "Out of bounds"),
+        ("Load model from /a b/m.onnx failed:This is an invalid model. Error: the graph\nis odd", "the graph is odd"),
+        ("", "no reason given"),
+    ],
+)
+def test_texts_lose_their_source_locations(text, expected):
+    assert diagnosis._meaningful(text) == expected

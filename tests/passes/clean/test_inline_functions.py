@@ -1,0 +1,155 @@
+"""inline-functions: bodies in place of calls, names unique, callers' tensors untouched."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from onnxopt.context import RunContext
+from onnxopt.model import Model, load
+from onnxopt.passes.clean.inline_functions import InlineFunctions
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17, "f" : 1]>'
+DOUBLE = '<opset_import: ["" : 17], domain: "f"> double (a) => (b) { t = Add(a, a) b = Identity(t) }'
+
+
+def parsed(text: str) -> Model:
+    return load(onnx.parser.parse_model(text))
+
+
+def inlined(text: str) -> tuple[Model, list[str]]:
+    model = parsed(text)
+    findings = InlineFunctions().run(model, RunContext(model))
+    return model, [declined.why for declined in findings.declined]
+
+
+def test_calls_become_bodies_with_names_of_their_own(exact: Any, ops: Any) -> None:
+    text = f"{HEAD} g (float[2] x) => (float[2] y) {{ t = f.double(x) u = f.double(t) y = Relu(u) }} {DOUBLE}"
+    model, findings = exact(text, InlineFunctions())
+    assert ops(model) == ["Add", "Identity", "Add", "Identity", "Relu"]
+    assert len(findings.changes) == 2
+    assert not model.ir.functions
+
+
+def test_nested_calls(exact: Any, ops: Any) -> None:
+    outer = '<opset_import: ["" : 17, "f" : 1], domain: "f"> outer (a) => (c) { b = f.double(a) c = f.double(b) }'
+    text = f"{HEAD} g (float[2] x) => (float[2] y) {{ y = f.outer(x) }} {DOUBLE} {outer}"
+    model, _ = exact(text, InlineFunctions())
+    assert ops(model) == ["Add", "Identity"] * 2
+
+
+def test_attributes_given_by_default_and_left_out(exact: Any) -> None:
+    function = """<opset_import: ["" : 17], domain: "f"> leak <axis: int, alpha: float = 0.5> (a) => (c) {
+        b = LeakyRelu<alpha: float = @alpha>(a) c = Softmax<axis: int = @axis>(b) }"""
+    calls = "p = f.leak<axis = 0>(x) q = f.leak<axis = 1, alpha = 0.25>(x) r = f.leak(x) s = Add(p, q) y = Add(s, r)"
+    model, _ = exact(f"{HEAD} g (float[2, 3] x) => (float[2, 3] y) {{ {calls} }} {function}", InlineFunctions())
+    leaks = [node.attributes["alpha"].as_float() for node in model.nodes() if node.op_type == "LeakyRelu"]
+    assert leaks == [0.5, 0.25, 0.5]
+
+
+def test_optional_inputs_that_are_left_out(exact: Any) -> None:
+    function = '<opset_import: ["" : 17], domain: "f"> clip (a, low, high) => (b) { b = Clip(a, low, high) }'
+    text = f"{HEAD} g (float[3] x, float h) => (float[3] y) {{ y = f.clip(x, , h) }} {function}"
+    exact(text, InlineFunctions(), {"x": np.float32([-9, 0, 9]), "h": np.array(1, np.float32)})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "pair (a) => (b, a) { b = Neg(a) }",
+        "pair (a) => (a, b) { b = Neg(a) }",
+        "pair (a) => (b, b) { b = Neg(a) }",
+    ],
+)
+def test_outputs_that_are_inputs_or_equal_do_not_rename_the_callers_tensors(exact: Any, body: str) -> None:
+    text = f"""{HEAD} g (float[2] x) => (float[2] y, float[2] z) {{ y, z = f.pair(x) }}
+        <opset_import: ["" : 17], domain: "f"> {body}"""
+    exact(text, InlineFunctions())
+
+
+def test_calls_and_bodies_with_control_flow(exact: Any) -> None:
+    """Subgraphs of a body capture its inputs; a branch of the caller calls; names of both would clash."""
+    function = """<opset_import: ["" : 17], domain: "f"> choose (c, a) => (d) {
+        t = Neg(a)
+        d = If(c)<then_branch = tb () => (p) { p = Add(t, a) }, else_branch = eb () => (q) { q = Mul(t, a) }> }"""
+    text = f"""{HEAD} g (bool c, float[2] x) => (float[2] y, float[2] t) {{
+        s = If(c)<then_branch = tb () => (float[2] p) {{ p = f.choose(c, x) }},
+                  else_branch = eb () => (float[2] q) {{ t_1 = Abs(x) q = f.choose(c, t_1) }}>
+        y = f.choose(c, s)
+        t = Relu(y) }} {function}"""
+    feeds = [{"c": np.array(c), "x": np.float32([-1, 2])} for c in (True, False)]
+    model, _ = exact(text, InlineFunctions(), feeds)
+    names = [value.name for node in model.nodes() for value in node.outputs]
+    assert len(names) == len(set(names))
+
+
+def test_our_own_operators_stay_calls(exact: Any, ops: Any) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "f" : 1, "ai.onnxopt" : 1]>
+        g (float[2] x) => (float[2] y) {{ t = ai.onnxopt.op(x) y = f.double(t) }} {DOUBLE}
+        <opset_import: ["" : 17], domain: "ai.onnxopt"> op (a) => (b) {{ b = Neg(a) }}"""
+    model, _ = exact(text, InlineFunctions())
+    assert ops(model) == ["op", "Add", "Identity"]
+    assert [key[0] for key in model.ir.functions] == ["ai.onnxopt"]
+
+
+def test_another_opset_is_fine_where_it_means_the_same(exact: Any, ops: Any) -> None:
+    """Neg is of opset 13; ReduceSum changed in 13, Softmax too."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]> g (float[2] x) => (float[2] y) { y = f.neg(x) }
+        <opset_import: ["" : 14], domain: "f"> neg (a) => (b) { b = Neg(a) }"""
+    model, _ = exact(text, InlineFunctions())
+    assert ops(model) == ["Neg"]
+    assert dict(model.ir.opset_imports)[""] == 17
+
+
+def test_another_opset_is_declined_where_it_differs(ops: Any) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+        g (float[2, 3] x) => (float[2, 3] y) { y = f.old(x) }
+        <opset_import: ["" : 12, "f" : 1], domain: "f"> old (a) => (c) { b = Softmax(a) c = f.inner(b) }
+        <opset_import: ["" : 17], domain: "f"> inner (a) => (b) { b = Neg(a) }"""
+    model, why = inlined(text)
+    assert ops(model) == ["old"]
+    assert len(model.ir.functions) == 2
+    assert any("Softmax" in reason and "12" in reason and "17" in reason for reason in why)
+    assert any("f::old" in reason for reason in why), "what a function that stays calls has to stay"
+    assert model.revision == 0
+
+
+def test_two_functions_that_disagree_about_a_domain_the_model_lacks(ops: Any) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]> g (float[2] x) => (float[2] z) { y = f.a(x) z = f.b(y) }
+        <opset_import: ["" : 17, "other" : 1], domain: "f"> a (a) => (b) { b = other.Op(a) }
+        <opset_import: ["" : 17, "other" : 2], domain: "f"> b (a) => (b) { b = other.Op(a) }"""
+    model, why = inlined(text)
+    assert ops(model) == ["Op", "b"]
+    assert model.ir.opset_imports["other"] == 1
+    assert len(why) == 1
+
+
+def test_functions_that_call_one_another_in_a_circle_are_declined() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]> g (float[2] x) => (float[2] y) { y = f.a(x) }
+        <opset_import: ["" : 17, "f" : 1], domain: "f"> a (p) => (q) { q = f.b(p) }
+        <opset_import: ["" : 17, "f" : 1], domain: "f"> b (p) => (q) { q = f.a(p) }"""
+    model, why = inlined(text)
+    assert model.revision == 0
+    assert why == ["its calls lead back to it"] * 2
+
+
+def test_graphs_as_attributes_are_declined() -> None:
+    model = parsed(f"{HEAD} g (float[2] x) => (float[2] y) {{ y = f.double(x) }} {DOUBLE}")
+    function = next(iter(model.ir.functions.values()))
+    function.attributes.add(ir.Attr("body", ir.AttributeType.GRAPH, None))
+    findings = InlineFunctions().run(model, RunContext(model))
+    assert [declined.node for declined in findings.declined] == ["f::double"]
+    assert not findings.changed
+
+
+def test_metadata_of_call_and_result_stay() -> None:
+    model = parsed(f"{HEAD} g (float[2] x) => (float[2] y) {{ t = f.double(x) y = Relu(t) }} {DOUBLE}")
+    call = next(iter(model.nodes()))
+    call.metadata_props["layer"], call.outputs[0].metadata_props["unit"] = "3", "mV"
+    InlineFunctions().run(model, RunContext(model))
+    add, identity, _ = model.nodes()
+    assert add.metadata_props == identity.metadata_props == {"layer": "3"}
+    assert identity.outputs[0].metadata_props == {"unit": "mV"}
+    assert identity.outputs[0].name == "t"
