@@ -207,7 +207,7 @@ def _meaningful(text: str) -> str:
     if (location := _LOCATION.search(text)) and text.startswith("/", location.start()):
         text = text[: location.start()] + _after_signature(text[location.end() :])
     elif location:
-        text = text[: location.start()] + re.sub(r"^\w+ ", "", text[location.end() :])
+        text = text[: location.start()] + re.sub(r"^[\w:~]+ ", "", text[location.end() :])
     for noise in _NOISE:
         text = noise.sub("", text)
     return " ".join(text.split()) or "no reason given"

@@ -16,6 +16,7 @@ HELD_OUT = (
 """Modules never trained on. Single files in every supported Python, varied in subject and style."""
 
 _NOT_PROSE = {"encodings", "pydoc_data", "lib2to3", "site-packages", "__pycache__"}
+_TESTS = {"test", "tests", "idle_test"}
 
 
 def stdlib_folder() -> Path:
@@ -23,16 +24,20 @@ def stdlib_folder() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def training_bytes() -> npt.NDArray[np.uint8]:
+def training_bytes(*, tests: bool = True) -> npt.NDArray[np.uint8]:
     """All sources but the held-out modules and whatever tests them: uint8 `[bytes]`.
 
     Character tables and generated files are left out: they are long and say nothing about code.
+
+    Args:
+        tests: whether Python's own test suite belongs to it (more than half of the bytes).
     """
     root = stdlib_folder()
+    left_out = _NOT_PROSE if tests else _NOT_PROSE | _TESTS
     parts = [
         path.read_bytes()
         for path in sorted(root.rglob("*.py"))
-        if not _NOT_PROSE & set(path.relative_to(root).parts) and not _is_held_out(path)
+        if not left_out & set(path.relative_to(root).parts) and not _is_held_out(path)
     ]
     return np.frombuffer(b"\0".join(parts), np.uint8)
 

@@ -7,7 +7,7 @@ from typing import Any
 from onnxopt import pipeline, recipe
 from onnxopt.model import Source
 from onnxopt.pipeline import Progress, Result, Settings
-from onnxopt.recipe import PassLike, Recipe
+from onnxopt.recipe import Recipe
 
 Passes = "str | Path | Mapping[str, Any] | Recipe | list[PassLike] | tuple[PassLike, ...]"
 
@@ -49,7 +49,9 @@ def optimize(
         ContractViolation: a pass broke its contract or a limit; nothing is written.
     """
     made = _recipe(passes, metric=metric, target=target, limits=limits, verify=verify)
-    settings = Settings(work=Path(work) if work else None, progress=progress, allow_code=not isinstance(passes, str | Path))
+    settings = Settings(
+        work=Path(work) if work else None, progress=progress, allow_code=not isinstance(passes, str | Path)
+    )
     return pipeline.run(
         model, made, Path(output) if output else None, data=data, evaluation=evaluation, settings=settings
     )

@@ -1,66 +1,207 @@
-"""What onnx-ir cannot hold, kept beside the graph: sparse initializers, training info, map types."""
+"""What onnx-ir cannot hold, kept beside the graph and put back.
+
+Sparse initializers, training info, types with a map inside, and attributes with sparse tensors, map types or bytes
+that are no UTF-8. Such an attribute stays on its node as an opaque `ir.Attr` whose value is its message.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
 
 import onnx
 import onnx_ir as ir
 
 _KEY = "onnxopt.carried"
 
+ProtoScope: TypeAlias = onnx.GraphProto | onnx.FunctionProto
+Scope: TypeAlias = ir.Graph | ir.Function
+_M = TypeVar("_M", onnx.SparseTensorProto, onnx.TrainingInfoProto, onnx.TypeProto, onnx.AttributeProto)
+
 
 @dataclass
-class _GraphExtras:
-    sparse_initializers: list[onnx.SparseTensorProto] = field(default_factory=list)
+class _ScopeExtras:
+    sparse: list[onnx.SparseTensorProto] = field(default_factory=list)
     types: dict[str, onnx.TypeProto] = field(default_factory=dict)
-    """Types with a map inside, by the name of their value."""
+    """By the name of their value."""
+    attributes: dict[int, list[onnx.AttributeProto]] = field(default_factory=dict)
+    """By the place of their node."""
 
 
 @dataclass
 class Extras:
-    """What was taken off a message: per graph in walking order, and the training info."""
+    """What was taken off a message: per graph and function in walking order, and the training info."""
 
-    graphs: list[_GraphExtras]
+    scopes: list[_ScopeExtras]
     training_info: list[onnx.TrainingInfoProto]
 
 
 def take(proto: onnx.ModelProto) -> Extras:
     """Remove from the message what onnx-ir cannot hold."""
-    extras = Extras([_take_graph(graph) for graph in proto_graphs(proto.graph)], list(proto.training_info))
+    extras = Extras([_take_scope(scope) for scope in proto_scopes(proto)], [_copied(t) for t in proto.training_info])
     proto.ClearField("training_info")
     return extras
 
 
+def put(proto: onnx.ModelProto, extras: Extras) -> None:
+    """Put it back into the message, or into one made from the model."""
+    proto.training_info.extend(extras.training_info)
+    for scope, more in zip(proto_scopes(proto), extras.scopes, strict=True):
+        if isinstance(scope, onnx.GraphProto) and more.sparse:
+            _undeclare(scope, {tensor.values.name for tensor in more.sparse})
+            scope.sparse_initializer.extend(more.sparse)
+        _put_types(scope, more.types)
+        for at, attributes in more.attributes.items():
+            scope.node[at].attribute.extend(attributes)
+
+
 def attach(model: ir.Model, extras: Extras) -> None:
-    """Put what was taken beside the graphs it belongs to."""
+    """Put what was taken where it belongs in the model."""
     model.meta[_KEY] = extras.training_info
-    for graph, graph_extras in zip(_graphs(model.graph), extras.graphs, strict=True):
-        if graph_extras.sparse_initializers or graph_extras.types:
-            graph.meta[_KEY] = graph_extras
+    for scope, more in zip(scopes(model), extras.scopes, strict=True):
+        if isinstance(scope, ir.Graph):
+            for tensor in more.sparse:
+                _release(scope, tensor.values.name)
+        if more.sparse or more.types:
+            held = {value: more.types[value.name or ""] for value in _values(scope) if value.name in more.types}
+            scope.meta[_KEY] = (more.sparse, held)
+        if more.attributes:
+            for at, node in enumerate(scope):
+                for attribute in more.attributes.get(at, ()):
+                    node.attributes[attribute.name] = _opaque(attribute)
 
 
-def restore(model: ir.Model, proto: onnx.ModelProto) -> None:
-    """Put it back into a message made from the model."""
-    proto.training_info.extend(model.meta.get(_KEY, []))
-    for graph, graph_proto in zip(_graphs(model.graph), proto_graphs(proto.graph), strict=True):
-        extras = graph.meta.get(_KEY)
-        if extras is None:
-            continue
-        graph_proto.sparse_initializer.extend(extras.sparse_initializers)
-        for info in (*graph_proto.input, *graph_proto.output, *graph_proto.value_info):
-            if info.name in extras.types:
-                info.type.CopyFrom(extras.types[info.name])
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The message of a model, with all that is carried beside it."""
+    extras = Extras([_extras_of(scope) for scope in scopes(model)], model.meta.get(_KEY, []))
+    hidden = [(node, attr) for scope in scopes(model) for node in scope for attr in _opaque_attributes(node)]
+    for node, attr in hidden:
+        del node.attributes[attr.name]
+    try:
+        proto = ir.to_proto(model)
+    finally:
+        for node, attr in hidden:
+            node.attributes[attr.name] = attr
+    put(proto, extras)
+    return proto
 
 
-def _take_graph(graph: onnx.GraphProto) -> _GraphExtras:
-    extras = _GraphExtras(list(graph.sparse_initializer))
-    graph.ClearField("sparse_initializer")
-    for info in (*graph.input, *graph.output, *graph.value_info):
+def proto_scopes(model: onnx.ModelProto) -> Iterator[ProtoScope]:
+    """The main graph, the functions, and after each the subgraphs inside it."""
+    for scope in (model.graph, *model.functions):
+        yield from _proto_inner(scope)
+
+
+def scopes(model: ir.Model) -> Iterator[Scope]:
+    """The same, in the same order, of a model in memory."""
+    for scope in (model.graph, *model.functions.values()):
+        yield from _inner(scope)
+
+
+def _proto_inner(scope: ProtoScope) -> Iterator[ProtoScope]:
+    yield scope
+    for node in scope.node:
+        for attribute in node.attribute:
+            for body in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _proto_inner(body)
+
+
+def _inner(scope: Scope) -> Iterator[Scope]:
+    yield scope
+    for node in scope:
+        for attribute in node.attributes.values():
+            if attribute.is_ref():
+                continue
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _inner(attribute.as_graph())
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for body in attribute.as_graphs():
+                    yield from _inner(body)
+
+
+def _take_scope(scope: ProtoScope) -> _ScopeExtras:
+    extras = _ScopeExtras()
+    if isinstance(scope, onnx.GraphProto):
+        extras.sparse = [_copied(tensor) for tensor in scope.sparse_initializer]
+        _declare(scope)
+    for info in _infos(scope):
         if _has_map(info.type):
-            extras.types[info.name] = onnx.TypeProto()
-            extras.types[info.name].CopyFrom(info.type)
+            extras.types[info.name] = _copied(info.type)
             info.ClearField("type")
+    for at, node in enumerate(scope.node):
+        if any(_unholdable(attribute) for attribute in node.attribute):
+            extras.attributes[at] = [_copied(attribute) for attribute in node.attribute if _unholdable(attribute)]
+            kept = [_copied(attribute) for attribute in node.attribute if not _unholdable(attribute)]
+            node.ClearField("attribute")
+            node.attribute.extend(kept)
     return extras
+
+
+def _declare(graph: onnx.GraphProto) -> None:
+    """Dense tensors without values in place of sparse ones: their readers find a value of that type."""
+    listed = {info.name for info in graph.input}
+    for tensor in graph.sparse_initializer:
+        if tensor.values.name not in listed:
+            stand_in = graph.initializer.add(name=tensor.values.name, data_type=tensor.values.data_type, dims=tensor.dims)
+            stand_in.data_location = onnx.TensorProto.EXTERNAL
+            stand_in.external_data.add(key="location", value=_KEY)
+    graph.ClearField("sparse_initializer")
+
+
+def _undeclare(graph: onnx.GraphProto, names: set[str]) -> None:
+    for at in reversed(range(len(graph.initializer))):
+        if graph.initializer[at].name in names:
+            del graph.initializer[at]
+
+
+def _release(graph: ir.Graph, name: str) -> None:
+    """A value that has a type and readers, but no producer and no dense tensor."""
+    value = graph.initializers.get(name)
+    if value is not None:
+        del graph.initializers[name]
+        value.const_value = None
+
+
+def _extras_of(scope: Scope) -> _ScopeExtras:
+    sparse, types = scope.meta.get(_KEY, ([], {}))
+    attributes = {at: [attr.value for attr in _opaque_attributes(node)] for at, node in enumerate(scope)}
+    return _ScopeExtras(
+        sparse,
+        {value.name: type_ for value, type_ in types.items() if value.name},
+        {at: messages for at, messages in attributes.items() if messages},
+    )
+
+
+def _opaque(attribute: onnx.AttributeProto) -> ir.Attr:
+    sparse = attribute.type in (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS)
+    kind = ir.AttributeType(attribute.type) if sparse else ir.AttributeType.UNDEFINED
+    return ir.Attr(attribute.name, kind, attribute, doc_string=attribute.doc_string)
+
+
+def _opaque_attributes(node: ir.Node) -> list[ir.Attr]:
+    return [attr for attr in node.attributes.values() if isinstance(attr.value, onnx.AttributeProto)]
+
+
+def _unholdable(attribute: onnx.AttributeProto) -> bool:
+    if attribute.ref_attr_name:
+        return False
+    kinds = onnx.AttributeProto
+    match attribute.type:
+        case kinds.SPARSE_TENSOR | kinds.SPARSE_TENSORS:
+            return True
+        case kinds.TYPE_PROTO | kinds.TYPE_PROTOS:
+            return any(_has_map(type_) for type_ in (attribute.tp, *attribute.type_protos))
+        case kinds.STRING | kinds.STRINGS:
+            return not all(_is_text(text) for text in (attribute.s, *attribute.strings))
+        case _:
+            return False
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _has_map(type_: onnx.TypeProto) -> bool:
@@ -76,23 +217,25 @@ def _has_map(type_: onnx.TypeProto) -> bool:
                 return False
 
 
-def proto_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and every subgraph, outermost first."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from proto_graphs(body)
+def _put_types(scope: ProtoScope, types: dict[str, onnx.TypeProto]) -> None:
+    known = {info.name: info for info in _infos(scope)}
+    for name, type_ in types.items():
+        info = known[name] if name in known else scope.value_info.add(name=name)
+        info.type.CopyFrom(type_)
 
 
-def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
-    yield graph
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.is_ref():
-                continue
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _graphs(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for body in attribute.as_graphs():
-                    yield from _graphs(body)
+def _infos(scope: ProtoScope) -> list[onnx.ValueInfoProto]:
+    ends = (*scope.input, *scope.output) if isinstance(scope, onnx.GraphProto) else ()
+    return [*ends, *scope.value_info]
+
+
+def _values(scope: Scope) -> Iterator[ir.Value]:
+    yield from scope.inputs
+    for node in scope:
+        yield from node.outputs
+
+
+def _copied(message: _M) -> _M:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy

@@ -14,6 +14,9 @@ Outputs = Mapping[str, Any]
 ABSOLUTE_FLOOR = 1e-6
 """Differences below this, per element, are rounding whatever the output's size."""
 
+WAVERING = 0.05
+"""Where the original differs from itself by more than this, numbers say nothing; their mean and spread do."""
+
 _FLOATS = "fcV"
 """numpy's kinds of floating point; V are the types numpy borrows (bfloat16, float8)."""
 
@@ -76,7 +79,11 @@ def compare(reference: Sequence[Outputs], candidate: Sequence[Outputs], toleranc
             result.drift = np.inf
             result.broken.append(f"{where}: {why}")
         elif x.dtype.kind in _FLOATS:
-            _compare_floats(result, where, x, y, max(tolerance, 8 * own.relative.get(name, 0.0)))
+            noise_here = own.relative.get(name, 0.0)
+            if noise_here > WAVERING:
+                _compare_statistics(result, where, x, y)
+            else:
+                _compare_floats(result, where, x, y, max(tolerance, 8 * noise_here))
     return result
 
 
@@ -154,6 +161,19 @@ def _compare_floats(result: Comparison, where: str, x: Array, y: Array, limit: f
         floor = ABSOLUTE_FLOOR * np.sqrt(a.size)
         if _distance(a, b) > limit * _norm(a) + floor:
             result.broken.append(f"{where}, row {row}: relative L2 {relative:.1e}, allowed {limit:.1e}")
+
+
+def _compare_statistics(result: Comparison, where: str, x: Array, y: Array) -> None:
+    """Mean within five standard errors and spread within a factor of two, for outputs of chance."""
+    a, b = _finite(_wide(x)), _finite(_wide(y))
+    result.undecidable += 1
+    if not a.size:
+        return
+    spread, error = float(np.std(a)), float(np.hypot(np.std(a), np.std(b))) / float(a.size) ** 0.5
+    if abs(a.mean() - b.mean()) > 5 * error + ABSOLUTE_FLOOR:
+        result.broken.append(f"{where}: the mean went from {a.mean():.3g} to {b.mean():.3g}")
+    elif a.size >= 32 and not spread / 2 <= float(np.std(b)) <= 2 * spread + ABSOLUTE_FLOOR:
+        result.broken.append(f"{where}: the standard deviation went from {spread:.3g} to {float(np.std(b)):.3g}")
 
 
 def _leaves(outputs: Outputs) -> Iterator[tuple[str, Array]]:

@@ -64,6 +64,11 @@ class RunContext:
         self._model = model
         self.rng = np.random.default_rng(seed)
 
+    def see(self, observed: Mapping[str, tuple[int, ...]]) -> None:
+        """Take other observed shapes: those of a model that computes something else are worth nothing."""
+        self._observed = dict(observed)
+        self._cache.clear()
+
     @property
     def linears(self) -> list[Linear]:
         """All linear layers of the model as it is now."""
@@ -109,12 +114,13 @@ class RunContext:
             self._progress(done, total, what)
 
     def _cached(self, key: str, make: Callable[[], T]) -> T:
-        model, revision, value = self._cache.get(key, (None, -1, None))
-        if model is not self._model or revision != self._model.revision:
-            value = make()
-            self._cache[key] = (self._model, self._model.revision, value)
-        result: T = value
-        return result
+        kept = self._cache.get(key)
+        if kept is not None and kept[0] is self._model and kept[1] == self._model.revision:
+            known: T = kept[2]
+            return known
+        value = make()
+        self._cache[key] = (self._model, self._model.revision, value)
+        return value
 
 
 def evaluate_bytes(content: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:

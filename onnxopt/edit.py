@@ -84,9 +84,7 @@ class Edit:
         self._added.append((value, graph))
         return value
 
-    def insert(
-        self, nodes: Sequence[ir.Node], *, before: ir.Node | None = None, after: ir.Node | None = None
-    ) -> None:
+    def insert(self, nodes: Sequence[ir.Node], *, before: ir.Node | None = None, after: ir.Node | None = None) -> None:
         """Bring in nodes, already wired among themselves and to existing values, beside an existing node."""
         anchor = before if before is not None else after
         if anchor is None or (before is not None and after is not None):
@@ -285,7 +283,9 @@ def _set_attribute(node: ir.Node, name: str, content: Any) -> None:
     if content is None:
         node.attributes.pop(name, None)
     else:
-        node.attributes[name] = content if isinstance(content, ir.Attr) else ir.convenience.convert_attribute(name, content)
+        node.attributes[name] = (
+            content if isinstance(content, ir.Attr) else ir.convenience.convert_attribute(name, content)
+        )
 
 
 def _label(node: ir.Node) -> str:

@@ -70,7 +70,9 @@ class Measuring:
     def metric_drop(self, candidate: Path) -> float:
         """How much worse the metric is: absolute for scores in 0..1, relative for losses."""
         if self._metric is None:
-            raise DataError("limits.metric_drop needs evaluation data and a metric: give data.evaluation and data.metric")
+            raise DataError(
+                "limits.metric_drop needs evaluation data and a metric: give data.evaluation and data.metric"
+            )
         if self._unverified is not None:
             raise DataError(f"limits.metric_drop cannot be measured: {self._unverified}")
         return self._metric.drop(self._score(self._original).value, self._score(candidate).value)
@@ -106,5 +108,5 @@ class Measuring:
             self._scores[path] = evaluate(self._runner(path), self._inputs.evaluation, self._metric, reference)
         return self._scores[path]
 
-    def _runner(self, path: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    def _runner(self, path: Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
         return lambda feeds: self._worker.call(run_batches, str(path), SessionMode.DEPLOYED, [dict(feeds)])[0]

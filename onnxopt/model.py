@@ -204,7 +204,9 @@ def load(source: Source) -> Model:
         import onnx_graphsurgeon as gs
 
         return Model(serialization.from_proto(gs.export_onnx(source)))
-    raise ModelError(f"cannot load a model from {type(source).__name__}; give a path, bytes, ModelProto or onnx_ir.Model")
+    raise ModelError(
+        f"cannot load a model from {type(source).__name__}; give a path, bytes, ModelProto or onnx_ir.Model"
+    )
 
 
 def save(model: Model, path: str | Path, *, external_data: bool | None = None) -> None:

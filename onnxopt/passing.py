@@ -59,6 +59,10 @@ class Limits(BaseModel):
     )
     drift: PositiveFloat | None = Field(None, description="largest relative L2 of an output, as deployed")
 
+    def with_(self, own: "Limits | None") -> "Limits":
+        """These limits, with those that a pass states for itself in their place."""
+        return self.model_copy(update=own.model_dump(exclude_none=True)) if own else self
+
 
 @dataclass(frozen=True)
 class Change:
@@ -187,6 +191,26 @@ class Pass(BaseModel):
         return (cls.__doc__ or "").strip().split("\n")[0]
 
 
+def parts(pass_: Pass) -> list[Pass]:
+    """A composite's parts, in order; composites may hold composites, and a pass itself after what it needs."""
+    return [inner for part in pass_.expand() for inner in ([pass_] if part is pass_ else parts(part))]
+
+
+def contract_of(pass_: Pass) -> Contract:
+    """A composite promises what the weakest of its parts promises."""
+    exact: list[Exact] = []
+    for part in parts(pass_):
+        if isinstance(part.contract, Lossy):
+            return part.contract
+        exact.append(part.contract)
+    return max(exact, key=lambda contract: contract.tolerance or 0.0, default=Exact())
+
+
+def reshapes(pass_: Pass) -> bool:
+    """Whether values may have other shapes under the same names after a pass."""
+    return any(part.phase in {"structure", "transform"} for part in (pass_, *parts(pass_)))
+
+
 @cache
 def _built_in() -> dict[str, tuple[str, str]]:
     """Pass name -> (module, family), from file names alone: nothing is imported."""
@@ -252,5 +276,5 @@ def _checked(name: str, found: object) -> type[Pass]:
 
 __all__ = [
     "PHASES", "Change", "Context", "Contract", "Declined", "Exact", "Findings", "Limits", "Lossy", "Pass", "Phase",
-    "Target", "make", "pass_class", "pass_names",
+    "Target", "contract_of", "make", "parts", "pass_class", "pass_names", "reshapes",
 ]  # fmt: skip

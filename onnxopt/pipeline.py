@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxopt import inputs as inputs_
 from onnxopt.backends.worker import Worker
 from onnxopt.context import RunContext
-from onnxopt.errors import ContractViolation, ModelError, OnnxOptError
-from onnxopt.inputs import Inputs
+from onnxopt.errors import ContractViolation, DataError, ModelError, OnnxOptError, RecipeError
 from onnxopt.measuring import Measuring
 from onnxopt.model import Model, Source, load
-from onnxopt.passing import Exact, Findings, Limits, Lossy, Pass, make
+from onnxopt.passing import Exact, Findings, Limits, Lossy, Pass, contract_of, make, parts, reshapes
 from onnxopt.recipe import Recipe
 from onnxopt.report import Facts, Report, Step, facts, versions
 from onnxopt.reproduce import reproduce
@@ -102,17 +102,20 @@ def run(
     temporary = None if output or settings.work else Path(tempfile.mkdtemp(prefix="onnxopt-"))
     folder = settings.work or (output.with_name(f"{output.name}.work") if output else temporary)
     assert folder is not None
-    keep = settings.work is not None
-    with Worker(threads=settings.threads) as worker:
-        try:
-            result = _Run(source, recipe, output, data, evaluation, settings, folder, worker).run()
-        except OnnxOptError:
-            if not keep and (folder / ".onnxopt-work").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-    if not keep:
-        shutil.rmtree(folder, ignore_errors=True)
-    return result
+    try:
+        with Worker(threads=settings.threads) as worker:
+            # What is refused up to here leaves the folder alone: another run may want to go on in it.
+            this = _Run(source, recipe, output, data, evaluation, settings, folder, worker)
+            try:
+                result = this.run()
+            except OnnxOptError:
+                this.clean_up()
+                raise
+            this.clean_up()
+            return result
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _Run:
@@ -128,31 +131,38 @@ class _Run:
         self.digests = self._digests()
         self.workdir = WorkDir(folder, self.digests, resume=settings.resume)
         self.path = self._original_file()
+        self.external = any(isinstance(v.const_value, ir.ExternalTensor) for v in self.original.weights())
         self.steps = [*map(make, PREPARATION), *recipe.passes]
-        self.notes: list[str] = list(self.inputs.notes)
 
     def run(self) -> Result:
         inputs = self.inputs
         self.verifier = Verifier(
-            self.worker, self.path, inputs.feeds, inputs.guard, self.recipe.verify, real_data=not inputs.synthetic
-        )
+            self.worker, self.path, inputs.feeds, inputs.guard, self.recipe.verify, real_data=not inputs.synthetic,
+            scratch=self.workdir.folder,
+        )  # fmt: skip
         self._tell(0, "checking the original")
-        self.verifier.prepare(self.original)
+        self.verifier.prepare(self.original, _batches(self.workdir.done))
         self.measuring = Measuring(
             self.worker, self.path, inputs, self.recipe.data.metric, self.verifier.unverified, self.settings.allow_code
         )
-        observed = self.measuring.observe(self.original, self.workdir.folder)
         self.context = RunContext(
             self.original, worker=self.worker, workdir=self.workdir, target=self.recipe.target,
-            overrides=self.recipe.overrides, sizes=inputs.sizes, observed=observed,
-            progress=self._progress_inside,
+            overrides=self.recipe.overrides, sizes=inputs.sizes, progress=self._progress_inside,
+            observed=self.measuring.observe(self.original, self.workdir.folder),
         )  # fmt: skip
         before = facts(self.original, self.context.cost, self.path, self.digests["model"])
         model, first = self._start()
+        if any(map(reshapes, self.steps[:first])):
+            self.context.see(self.measuring.observe(model, self.workdir.folder))
         for index in range(first, len(self.steps)):
             self._tell(index, self.steps[index].name)
             model = self._step(index, model)
         return self._finish(model, before)
+
+    def clean_up(self) -> None:
+        """Take away the work folder, unless the caller named it."""
+        if self.settings.work is None:
+            self.workdir.remove()
 
     def _start(self) -> tuple[Model, int]:
         """The model to begin with: the original, or the last good state of a killed run."""
@@ -167,17 +177,17 @@ class _Run:
         """Run one pass; give back the model to go on with, read from the last good state."""
         pass_, started = self.steps[index], time.monotonic()
         self._current = index
-        before = self.workdir.last_state() or self.path
+        before, candidate = self.workdir.last_state() or self.path, self.workdir.candidate(index)
         try:
             findings = self._apply(pass_, model, index)
             if not findings.changed:
                 self._commit(index, findings, time.monotonic() - started, None, None, None)
                 return model
-            candidate = self.workdir.candidate(index)
-            model.save(candidate)
+            model.save(candidate, external_data=self.external)
             verdict, accept = self._judge(pass_, candidate, model, before)
         except ContractViolation as violation:
-            self._reproduce(pass_, before, violation)
+            self.workdir.discard(candidate)
+            self._reproduce(index, before, violation)
             if self.recipe.on_violation == "stop":
                 raise
             logger.warning("%s; rolled back", violation)
@@ -185,22 +195,30 @@ class _Run:
             return load(before)
         self._commit(index, findings, time.monotonic() - started, verdict, candidate, None)
         accept()
-        return load(candidate)
+        accepted = load(candidate)
+        if reshapes(pass_):
+            self.context.see(self.measuring.observe(accepted, self.workdir.folder))
+        return accepted
 
     def _apply(self, pass_: Pass, model: Model, index: int) -> Findings:
         """Run a pass, its parts where it is a composite, on the model in memory."""
         findings = Findings()
-        for part in _parts(pass_):
+        for part in parts(pass_):
+            revision = model.revision
             self.context.use(model, self.recipe.seed + index)
             model.watcher = watch = self._watch(part, model)
             try:
-                findings.add(part.run(model, self.context))
-            except OnnxOptError:
+                found = part.run(model, self.context)
+            except (RecipeError, DataError, ContractViolation):
                 raise
             except Exception as error:
-                raise ContractViolation(f"pass {part.name} crashed: {type(error).__name__}: {error}") from error
+                kind = "" if isinstance(error, OnnxOptError) else f"{type(error).__name__}: "
+                raise ContractViolation(f"pass {part.name} crashed: {kind}{error}") from error
             finally:
                 model.watcher = None
+            if model.revision != revision and not found.changed:
+                found.change(None, "unreported", "changed the model without saying what")
+            findings.add(found)
             if watch is not None and watch.broken:
                 raise ContractViolation(f"pass {part.name} broke its contract: {watch.broken[0]}")
             if watch is not None:
@@ -218,13 +236,12 @@ class _Run:
         rng = np.random.default_rng(self.recipe.seed)
         return Rewrites(model, self.context.shapes, self.context.evaluate, rng, tolerance)
 
-    def _judge(
-        self, pass_: Pass, candidate: Path, model: Model, before: Path
-    ) -> tuple[Verdict, Callable[[], None]]:
-        if not pass_.changes_signature and model.signature != load(before).signature:
+    def _judge(self, pass_: Pass, candidate: Path, model: Model, before: Path) -> tuple[Verdict, Callable[[], None]]:
+        may_change = any(part.changes_signature for part in (pass_, *parts(pass_)))
+        if not may_change and model.signature != load(before).signature:
             raise ContractViolation(f"pass {pass_.name} broke its contract: it changed the model's inputs or outputs")
-        contract = _contract(pass_)
-        limits = _merged(self.recipe.limits, pass_.limits)
+        contract = contract_of(pass_)
+        limits = self.recipe.limits.with_(pass_.limits)
         limited = limits.metric_drop is not None or limits.drift is not None
         guard = isinstance(contract, Lossy) and not limited and not self.settings.accept_loss
         verdict, accept = self.verifier.judge(candidate, contract, guard=guard)
@@ -235,6 +252,8 @@ class _Run:
 
     def _check_limits(self, what: str, limits: Limits, candidate: Path, verdict: Verdict) -> None:
         drift = verdict.drift if verdict.deployed_drift is None else verdict.deployed_drift
+        if limits.drift is not None and drift is None:
+            raise DataError(f"limits.drift cannot be measured: {self.verifier.unverified}")
         if limits.drift is not None and drift is not None and drift > limits.drift:
             raise ContractViolation(f"{what} goes past limits.drift: {drift:.2g}, allowed {limits.drift:.2g}")
         if limits.metric_drop is not None:
@@ -244,15 +263,27 @@ class _Run:
                     f"{what} goes past limits.metric_drop: {drop:.4f}, allowed {limits.metric_drop:.4f}"
                 )
 
-    def _reproduce(self, pass_: Pass, before: Path, violation: ContractViolation) -> None:
+    def _reproduce(self, index: int, before: Path, violation: ContractViolation) -> None:
         if self.settings.reproduce is None:
             return
-        found = reproduce(_parts(pass_), before, self.inputs.feeds, self.worker, self.settings.reproduce)
+
+        def context(model: Model) -> RunContext:
+            return RunContext(
+                model, worker=self.worker, target=self.recipe.target, overrides=self.recipe.overrides,
+                seed=self.recipe.seed + index,
+            )  # fmt: skip
+
+        pass_ = self.steps[index]
+        limit = self.recipe.limits.with_(pass_.limits).drift
+        found = reproduce(
+            parts(pass_), before, self.inputs.feeds, self.worker, self.settings.reproduce, context, lossy_limit=limit
+        )
         violation.args = (f"{violation.args[0]}; {found}",)
 
     def _commit(
-        self, index: int, findings: Findings, seconds: float, verdict: Verdict | None, state: Path | None, why: str | None
-    ) -> None:
+        self, index: int, findings: Findings, seconds: float, verdict: Verdict | None, state: Path | None,
+        why: str | None,
+    ) -> None:  # fmt: skip
         step = Step.of(self.steps[index], findings, seconds, verdict, why)
         self.workdir.commit(asdict(step), state)
 
@@ -264,7 +295,7 @@ class _Run:
             if step.outcome == "changed":
                 model.record(_history(step))
         if self.output is not None:
-            model.save(self.output)
+            model.save(self.output, external_data=self.external)
             model = load(self.output)
         else:
             model = Model(from_proto(model.proto()))
@@ -275,7 +306,8 @@ class _Run:
             drift=_last(done, "drift"), deployed_drift=_last(done, "deployed_drift"),
             metric=self.measuring.metric(state), latency=self.measuring.latency(state),
             sizes={name: list(shape) for name, shape in self.inputs.sizes.items()}, data=self.inputs.describe(),
-            recipe=self.recipe.resolved(), digests=self.digests, versions=versions(), notes=self.notes,
+            recipe=self.recipe.resolved(), digests=self.digests, versions=versions(),
+            notes=[*self.inputs.notes, *self.verifier.notes],
             output=str(self.output.name) if self.output else None,
         )  # fmt: skip
         if self.output is not None or self.settings.report is not None:
@@ -291,16 +323,20 @@ class _Run:
     def _digests(self) -> dict[str, str]:
         recipe = json.dumps(self.recipe.resolved(), sort_keys=True, default=str)
         source = self.original.path
-        model = digest(source) if source else hashlib.sha256(self.original.proto().SerializeToString(deterministic=True)).hexdigest()
+        content = b"" if self._on_disk() else self.original.proto().SerializeToString(deterministic=True)
         return {
-            "model": model,
+            "model": digest(source) if source and not content else hashlib.sha256(content).hexdigest(),
             "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
             "data": self.inputs.digest(),
             "versions": hashlib.sha256(json.dumps(versions()).encode()).hexdigest(),
         }
 
+    def _on_disk(self) -> bool:
+        """Whether the input is a file as it lies there, and no model object that was changed since it was read."""
+        return self.original.path is not None and self.original.revision == 0
+
     def _original_file(self) -> Path:
-        if self.original.path is not None:
+        if self.original.path is not None and self._on_disk():
             return self.original.path.absolute()
         path = self.workdir.folder / "input.onnx"
         self.original.save(path)
@@ -318,23 +354,12 @@ class _Run:
 
 def plan(steps: Sequence[Pass]) -> list[Pass]:
     """The passes that would run, composites opened up."""
-    return [part for pass_ in (*map(make, PREPARATION), *steps) for part in _parts(pass_)]
+    return [part for pass_ in (*map(make, PREPARATION), *steps) for part in parts(pass_)]
 
 
-def _parts(pass_: Pass) -> list[Pass]:
-    """A composite's parts, in order; composites may hold composites, and a pass itself after what it needs."""
-    return [inner for part in pass_.expand() for inner in ([pass_] if part is pass_ else _parts(part))]
-
-
-def _contract(pass_: Pass) -> Exact | Lossy:
-    """A composite promises what the weakest of its parts promises."""
-    contracts = [part.contract for part in _parts(pass_)]
-    return next((c for c in contracts if isinstance(c, Lossy)), contracts[0] if contracts else Exact())
-
-
-def _merged(whole: Limits, own: Limits | None) -> Limits:
-    """Limits of the run with those of a pass on top."""
-    return whole.model_copy(update=own.model_dump(exclude_none=True)) if own else whole
+def _batches(done: Sequence[Mapping[str, Any]]) -> int | None:
+    """How many batches a killed run compared outputs on: the same go on, for drift is written into the file."""
+    return next((record["verdict"]["batches"] or None for record in done if record.get("verdict")), None)
 
 
 def _history(step: Step) -> dict[str, Any]:

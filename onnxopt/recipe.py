@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
@@ -79,20 +80,41 @@ class Recipe(_Part):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The plain content of a recipe file.
+    """The plain content of a recipe file; data are looked for beside it, then in the working folder.
 
     Raises:
         RecipeError: no such file, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {path} must be a mapping with the key 'passes'")
+    settle_shorthands(content)
+    if isinstance(content.get("data"), Mapping):
+        content["data"] = {key: _beside(value, path.parent) for key, value in content["data"].items()}
     return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key may stand only once: of two, the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _beside(value: Any, folder: Path) -> Any:
+    """A path of data that exists in the recipe's folder, seen from here; anything else as it is."""
+    if isinstance(value, str) and value and not Path(value).is_absolute() and (folder / value).exists():
+        return str(folder / value)
+    return value
 
 
 def build(content: Mapping[str, Any], *, force_order: bool = False) -> Recipe:
@@ -101,11 +123,9 @@ def build(content: Mapping[str, Any], *, force_order: bool = False) -> Recipe:
     Raises:
         RecipeError: unknown key, wrong type, impossible value, unknown pass, passes out of order.
     """
-    given = dict(content)
-    _settle_shorthands(given)
-    passes = given.pop("passes", ())
-    if isinstance(passes, str | Mapping) or not isinstance(passes, Iterable):
-        raise RecipeError("passes: must be a list of pass names and {name: options}")
+    given = {key: value for key, value in content.items() if value is not None}
+    settle_shorthands(given)
+    passes = checked_list(given.pop("passes", ()))
     recipe = _validated(Recipe, given, "")
     for index, override in enumerate(recipe.overrides):
         _check_pattern(override, f"overrides.{index}.match")
@@ -126,6 +146,17 @@ def load(source: "str | Path | Mapping[str, Any] | Sequence[PassLike] | Recipe")
     return build({"passes": list(source)})
 
 
+def checked_list(passes: Any) -> list[Any]:
+    """What stands under `passes`, as a list.
+
+    Raises:
+        RecipeError: it is no list.
+    """
+    if isinstance(passes, str | bytes | Mapping) or not isinstance(passes, Iterable):
+        raise RecipeError(f"passes: must be a list of pass names and {{name: options}}, not {_short(passes)}")
+    return list(passes)
+
+
 def parse_pass(text: str) -> str | dict[str, Any]:
     """`NAME` or `NAME:k=v,...` as the command line has it; each value is YAML flow.
 
@@ -140,7 +171,7 @@ def parse_pass(text: str) -> str | dict[str, Any]:
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"-p {text}: option {part!r} must be KEY=VALUE")
-        parsed[key.strip()] = _yaml_value(value, f"-p {text}: {key.strip()}")
+        parsed[key.strip()] = yaml_value(value, f"-p {text}: {key.strip()}")
     return {name.strip(): parsed}
 
 
@@ -151,19 +182,19 @@ def set_value(content: dict[str, Any], assignment: str) -> None:
         RecipeError: no `=`, or a path that leads nowhere.
     """
     path, equals, text = assignment.partition("=")
-    if not equals:
+    if not equals or not all(path.strip().split(".")):
         raise RecipeError(f"--set {assignment}: must be PATH=VALUE, e.g. passes.1.bits=3")
     *parents, last = path.strip().split(".")
     place: Any = content
     for depth, key in enumerate(parents):
         place = _step(place, key, ".".join(parents[: depth + 1]))
-    value = _yaml_value(text, f"--set {path}")
+    value = yaml_value(text, f"--set {path}")
     if isinstance(place, list):
         place[_index(place, last, path)] = value
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise RecipeError(f"--set {path}: {'.'.join(parents)} is {place!r} and has no keys")
+        raise RecipeError(f"--set {path}: {'.'.join(parents)} is {_short(place)} and has no keys")
 
 
 def _step(place: Any, key: str, path: str) -> Any:
@@ -173,13 +204,15 @@ def _step(place: Any, key: str, path: str) -> Any:
             return place[index]
         if isinstance(place[index], str):
             place[index] = {place[index]: {}}
-        (name,) = place[index]
+        name, _ = _single(place[index], f"passes.{index}")
         if place[index][name] is None:
             place[index][name] = {}
         return place[index][name]
     if isinstance(place, dict):
-        return place.setdefault(key, {})
-    raise RecipeError(f"--set {path}: leads into {place!r}, which has no keys")
+        if place.get(key) is None:
+            place[key] = {}
+        return place[key]
+    raise RecipeError(f"--set {path}: leads into {_short(place)}, which has no keys")
 
 
 def _index(place: list[Any], key: str, path: str) -> int:
@@ -205,14 +238,19 @@ def _split_top_level(text: str) -> list[str]:
     return [part for part in (*parts, text[start:]) if part.strip()]
 
 
-def _yaml_value(text: str, where: str) -> Any:
+def yaml_value(text: str, where: str) -> Any:
+    """A value as YAML flow has it; `where` is what the message calls it.
+
+    Raises:
+        RecipeError: it is not YAML.
+    """
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: {text!r} is not a YAML value") from error
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"{where}: {_short(text)} is not a YAML value") from error
 
 
-def _settle_shorthands(given: dict[str, Any]) -> None:
+def settle_shorthands(given: dict[str, Any]) -> None:
     """Plain names where a mapping could stand: the metric, the target, the level of verification."""
     if isinstance(given.get("target"), str):
         given["target"] = {"name": given["target"]}
@@ -234,13 +272,13 @@ def _pass(item: PassLike, where: str) -> Pass:
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
     if options is not None and not isinstance(options, Mapping):
-        raise RecipeError(f"{where}.{name}: options must be a mapping, not {options!r}")
+        raise RecipeError(f"{where}.{name}: options must be a mapping, not {_short(options)}")
     return _validated(cls, dict(options or {}), f"{where}.{name}.")
 
 
 def _single(item: Any, where: str) -> tuple[str, Any]:
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise RecipeError(f"{where}: must be a pass's name or {{name: options}} with one name, not {item!r}")
+        raise RecipeError(f"{where}: must be a pass's name or {{name: options}} with one name, not {_short(item)}")
     ((name, options),) = item.items()
     if not isinstance(name, str):
         raise RecipeError(f"{where}: {name!r} is no pass name")
@@ -268,12 +306,13 @@ def _check_pattern(override: Override, where: str) -> None:
 
 
 def _validated(cls: type[T], given: Mapping[str, Any], prefix: str) -> T:
+    odd = next((key for key in given if not isinstance(key, str)), None)
+    if odd is not None:
+        raise RecipeError(f"{prefix.rstrip('.') or 'recipe'}: the key {odd!r} must be text")
     try:
         return cls(**given)
     except ValidationError as error:
         raise RecipeError(explain(error, cls, prefix)) from error
-    except TypeError as error:
-        raise RecipeError(f"{prefix or 'recipe'}: keys must be text: {error}") from error
 
 
 def explain(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> str:
@@ -285,10 +324,34 @@ def explain(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> s
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"unknown key {path}; {hint}known keys: {', '.join(known) or 'none'}"
+    path = path.rstrip(".") or "recipe"
+    if first["type"] == "missing":
+        return f"{path}: is missing"
+    if first["type"] == "value_error":
+        return f"{path}: {first['msg'].removeprefix('Value error, ')}"
+    if first["type"] in _WORDED:
+        return f"{path}: must be {_WORDED[first['type']]}, not {_short(first['input'])}"
     message = first["msg"][0].lower() + first["msg"][1:]
     near = difflib.get_close_matches(str(first["input"]), re.findall(r"'([^']+)'", message), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{path.rstrip('.')}: {message.removeprefix('value error, ')}, not {first['input']!r}{hint}"
+    return f"{path}: {message}, not {_short(first['input'])}{hint}"
+
+
+_WORDED = {
+    "model_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list", "list_type": "a list",
+    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "float_parsing": "a number", "float_type": "a number", "bool_parsing": "true or false",
+    "bool_type": "true or false", "string_type": "text",
+}  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    """What was given, cut to a length that a line can hold."""
+    return _REPR.repr(value)
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 def _keys(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
@@ -306,7 +369,6 @@ def _arguments(annotation: Any) -> Iterable[Any]:
     for argument in get_args(annotation):
         yield argument
         yield from _arguments(argument)
-
 
 
 def _is_model(kind: Any) -> bool:

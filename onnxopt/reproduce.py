@@ -1,7 +1,9 @@
 """Bisecting a violation: to the pass inside a composite, then to the fewest nodes that still show it."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import onnx_ir as ir
 
 from onnxopt import comparing
 from onnxopt.analysis.regions import around, region_inputs, region_model, region_outputs
+from onnxopt.backends.jobs import run_batches
 from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.worker import Worker
-from onnxopt.backends.jobs import run_batches
 from onnxopt.comparing import Noise, Outputs
 from onnxopt.context import RunContext
 from onnxopt.errors import OnnxOptError
@@ -25,11 +27,30 @@ logger = logging.getLogger(__name__)
 Feed = Mapping[str, Any]
 
 _QUIET = Noise({}, frozenset())
-_LOSSY_LIMIT = 0.5
+LOSSY_LIMIT = 0.5
+"""Relative L2 beyond which a lossy pass is taken to have broken something, where no limit says otherwise."""
+
+_SUSPECTS = 8
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 32, 64, 128)
 
 
-def reproduce(parts: Sequence[Pass], before: Path, feeds: Sequence[Feed], worker: Worker, folder: Path) -> str:
+@dataclass(frozen=True)
+class _Failure:
+    why: str
+    feed: int
+
+
+def reproduce(
+    parts: Sequence[Pass],
+    before: Path,
+    feeds: Sequence[Feed],
+    worker: Worker,
+    folder: Path,
+    context: Callable[[Model], RunContext],
+    *,
+    lossy_limit: float | None = None,
+    seconds: float = 60,
+) -> str:
     """Find the pass and a small model that show a violation, and write both down.
 
     Args:
@@ -38,80 +59,111 @@ def reproduce(parts: Sequence[Pass], before: Path, feeds: Sequence[Feed], worker
         feeds: inputs on which it showed.
         worker: where sessions run.
         folder: gets `reproduce.onnx` and its inputs `reproduce.npz`.
+        context: what a pass gets to work with on a model.
+        lossy_limit: relative L2 that lossy passes may reach; None: `LOSSY_LIMIT`.
+        seconds: how long to look for a smaller model; then the smallest so far is written.
 
     Returns:
         One line for people: pass, rule, nodes, file. Where it cannot be shown again, that.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = before
-    for index, part in enumerate(parts):
-        trial = _Trial(part, worker, folder / "reproduce.trial.onnx")
-        why = trial.breaks(load(state), feeds[:1])
-        if why is not None:
-            return _minimise(trial, state, feeds[0], folder, why)
-        state = trial.keep(folder / f"reproduce.{index}.onnx")
-    return "it does not show again when the passes are run one by one"
+    deadline = time.monotonic() + seconds
+    state, scratch = before, folder / "scratch.onnx"
+    try:
+        for index, part in enumerate(parts):
+            trial = _Trial(part, worker, scratch, context, lossy_limit or LOSSY_LIMIT)
+            failure = trial.breaks(load(state), feeds)
+            if failure is not None:
+                return _minimise(trial, state, feeds[failure.feed], folder, failure.why, deadline)
+            state = trial.keep(folder / f"scratch.{index}.onnx")
+        return "it does not show again when the passes are run one by one"
+    except OnnxOptError as error:
+        return f"looking for a small model that shows it failed: {error}"
+    finally:
+        for file in folder.glob("scratch*"):
+            file.unlink()
 
 
 class _Trial:
     """One pass, tried on whole models and on regions of them."""
 
-    def __init__(self, part: Pass, worker: Worker, scratch: Path) -> None:
-        self.part, self._worker, self._scratch = part, worker, scratch
+    def __init__(
+        self, part: Pass, worker: Worker, scratch: Path, context: Callable[[Model], RunContext], limit: float
+    ) -> None:
+        self.part, self.limit = part, limit
+        self.scratch, self._worker, self._context = scratch, worker, context
         self.findings = Findings()
 
-    def breaks(self, model: Model, feeds: Sequence[Feed]) -> str | None:
+    def breaks(self, model: Model, feeds: Sequence[Feed]) -> _Failure | None:
         """Why the pass breaks its contract on this model; None where it does not. The model is changed."""
         signature = model.signature
-        model.save(self._scratch)
-        reference = self.run(self._scratch, feeds)
+        model.save(self.scratch)
+        reference = self.run(self.scratch, feeds)
+        self.findings = Findings()
         try:
-            self.findings = self.part.run(model, RunContext(model, worker=self._worker))
+            self.findings = self.part.run(model, self._context(model))
             if model.signature != signature and not self.part.changes_signature:
-                return "it changes inputs or outputs"
-            model.save(self._scratch)
-            outputs = self.run(self._scratch, feeds)
+                return _Failure("it changes inputs or outputs", 0)
+            model.save(self.scratch)
+            outputs = self.run(self.scratch, feeds)
         except Exception as error:  # whatever it is, it is what is to be reproduced
-            return f"{type(error).__name__}: {error}"
+            return _Failure(f"{type(error).__name__}: {error}", 0)
+        pairs = zip(reference, outputs, strict=True)
+        return next((_Failure(why, at) for at, (a, b) in enumerate(pairs) if (why := self.differ(a, b, model))), None)
+
+    def differ(self, reference: Outputs, outputs: Outputs, model: Model) -> str | None:
+        """What is outside the pass's contract, or outside the limit of a lossy one."""
         if isinstance(self.part.contract, Exact):
             tolerance = self.part.contract.tolerance or default_tolerance(model)
-            broken = comparing.compare(reference, outputs, tolerance, _QUIET).broken
+            broken = comparing.compare([reference], [outputs], tolerance, _QUIET).broken
         else:
-            measured = comparing.measure(reference, outputs, _QUIET)
-            broken = measured.broken or ([f"drift {measured.drift:.2g}"] if measured.drift > _LOSSY_LIMIT else [])
+            measured = comparing.measure([reference], [outputs], _QUIET)
+            broken = measured.broken or ([f"drift {measured.drift:.2g}"] if measured.drift > self.limit else [])
         return broken[0] if broken else None
 
     def keep(self, path: Path) -> Path:
         """The model that the last trial left, as a file of its own."""
-        load(self._scratch).save(path)
+        load(self.scratch).save(path)
         return path
 
     def run(self, path: Path, feeds: Sequence[Feed]) -> list[Outputs]:
         """Outputs of a file in the reference session."""
-        outputs: list[Outputs] = self._worker.call(run_batches, str(path), SessionMode.REFERENCE, list(map(dict, feeds)))
+        outputs: list[Outputs] = self._worker.call(
+            run_batches, str(path), SessionMode.REFERENCE, list(map(dict, feeds))
+        )
         return outputs
 
 
-def _minimise(trial: _Trial, state: Path, feed: Feed, folder: Path, why: str) -> str:
-    """Grow regions around the first value that differs until one breaks."""
-    rule = f", rule {trial.findings.changes[0].rule}" if trial.findings.changes else ""
-    changed = trial.keep(folder / "reproduce.changed.onnx") if trial.findings.changed else None
-    model = load(state)
+def _minimise(trial: _Trial, state: Path, feed: Feed, folder: Path, why: str, deadline: float) -> str:
+    """Grow regions around the nodes that may be to blame until one of them breaks."""
+    findings, model = trial.findings, load(state)
+    changed = trial.keep(folder / "scratch.changed.onnx") if findings.changed else None
     nodes = list(model.graph)
-    order = {node: at for at, node in enumerate(nodes)}
-    start = _first_difference(trial, state, changed, feed)
+    suspects = list(_suspects(trial, state, changed, feed, findings))
     for size in (s for s in _SIZES if s < len(nodes)):
-        near = [node for _, node in zip(range(size), around(nodes[start]), strict=False)]
-        region = sorted(near, key=order.__getitem__)
-        try:
-            small, inputs = _region(trial, state, model, region, feed)
-            found = trial.breaks(load(small.proto()), [inputs])
-        except OnnxOptError as error:
-            logger.debug("a region of %d nodes cannot be run: %s", size, error)
-            continue
-        if found is not None:
-            return _write(small, inputs, folder, f"pass {trial.part.name}{rule}: {found}", region)
-    return _write(load(state), feed, folder, f"pass {trial.part.name}{rule}: {why}", nodes)
+        for start in suspects:
+            if time.monotonic() > deadline:
+                break
+            region = _neighbours(nodes, start, size)
+            try:
+                small, inputs = _region(trial, state, model, region, feed)
+                found = trial.breaks(load(small.proto()), [inputs])
+            except OnnxOptError as error:
+                logger.debug("a region of %d nodes cannot be run: %s", size, error)
+                continue
+            if found is not None:
+                return _write(small, inputs, folder, f"pass {trial.part.name}{_rule(trial)}: {found.why}", region)
+    return _write(load(state), feed, folder, f"pass {trial.part.name}: {why}", nodes)
+
+
+def _rule(trial: _Trial) -> str:
+    changes = trial.findings.changes
+    return f", rule {changes[0].rule}" if changes and changes[0].rule != trial.part.name else ""
+
+
+def _neighbours(nodes: Sequence[ir.Node], start: int, size: int) -> list[ir.Node]:
+    near = {node for _, node in zip(range(size), around(nodes[start]), strict=False)}
+    return [node for node in nodes if node in near]
 
 
 def _region(
@@ -120,46 +172,65 @@ def _region(
     names = [value.name for value in (*region_inputs(nodes), *region_outputs(nodes)) if value.name]
     values = _values(trial, state, names, feed)
     types = {name: (ir.DataType.from_numpy(array.dtype), array.shape) for name, array in values.items()}
-    inputs = {value.name: values[value.name] for value in region_inputs(nodes) if value.name}
+    inputs = {value.name: values[value.name] for value in region_inputs(nodes) if value.name in values}
     return region_model(model, nodes, types), inputs
 
 
-def _first_difference(trial: _Trial, state: Path, changed: Path | None, feed: Feed) -> int:
-    """Place of the first node whose value the pass changed, among values that kept their names."""
+def _suspects(trial: _Trial, state: Path, changed: Path | None, feed: Feed, findings: Findings) -> Iterator[int]:
+    """Places of nodes to look around: the first whose value went too far, those the pass named, the last."""
     nodes = list(load(state).graph)
-    if changed is None:
-        return len(nodes) - 1
-    names = {value.name for node in load(changed).graph for value in node.outputs if value.name}
-    shared = [v.name for node in nodes for v in node.outputs if v.name in names and isinstance(v.type, ir.TensorType)]
-    before, after = (_values(trial, path, shared, feed) for path in (state, changed))
+    found: dict[int, None] = {}
+    if changed is not None:
+        found |= dict.fromkeys(_differing(trial, nodes, state, changed, feed))
+    named = {change.node for change in findings.changes if change.node}
+    found |= {at: None for at, node in enumerate(nodes) if _names(node) & named}
+    found[len(nodes) - 1] = None
+    yield from list(found)[:_SUSPECTS]
+
+
+def _names(node: ir.Node) -> set[str | None]:
+    return {node.name, *(value.name for value in (*node.inputs, *node.outputs) if value is not None)}
+
+
+def _differing(trial: _Trial, nodes: Sequence[ir.Node], state: Path, changed: Path, feed: Feed) -> list[int]:
+    """The first node whose value is no longer what it was, among values that kept their names."""
+    model = load(changed)
+    kept = {value.name for node in model.graph for value in node.outputs if value.name}
+    shared = [v.name for node in nodes for v in node.outputs if v.name in kept and not _is_sequence(v)]
+    try:
+        before, after = (_values(trial, path, shared, feed) for path in (state, changed))
+    except OnnxOptError as error:
+        logger.debug("inner values cannot be compared: %s", error)
+        return []
     for at, node in enumerate(nodes):
-        for value in node.outputs:
-            if value.name in before and comparing.compare(
-                [{value.name: before[value.name]}], [{value.name: after.get(value.name)}], 1e-4, _QUIET
-            ).broken:
-                return at
-    return len(nodes) - 1
+        for name in (value.name for value in node.outputs if value.name in before and value.name in after):
+            if trial.differ({"": before[name]}, {"": after[name]}, model):
+                return [at]
+    return []
 
 
-def _values(trial: _Trial, path: Path, names: Sequence[str], feed: Feed) -> dict[str, Any]:
+def _is_sequence(value: ir.Value) -> bool:
+    return value.type is not None and not isinstance(value.type, ir.TensorType)
+
+
+def _values(trial: _Trial, path: Path, names: Sequence[str | None], feed: Feed) -> dict[str, Any]:
     """Values of a run by name: the feed's, and inner ones through extra outputs."""
-    found = {name: np.asarray(feed[name]) for name in names if name in feed}
+    found = {name: np.asarray(feed[name]) for name in names if name and name in feed}
     model = load(path)
     have = {value.name for value in model.graph.outputs}
     wanted = set(names) - have - set(found)
     for node in model.graph:
         model.graph.outputs.extend(value for value in node.outputs if value.name in wanted)
-    probe = path.with_name(f"{path.stem}.probe.onnx")
+    probe = trial.scratch.with_name("scratch.probe.onnx")
     model.save(probe)
     (outputs,) = trial.run(probe, [feed])
-    probe.unlink()
     return found | {name: value for name, value in outputs.items() if name in names}
 
 
 def _write(model: Model, inputs: Mapping[str, Any], folder: Path, what: str, nodes: Sequence[ir.Node]) -> str:
     model.save(folder / "reproduce.onnx")
-    np.savez(folder / "reproduce.npz", **{name: np.asarray(value) for name, value in inputs.items()})
-    for scratch in folder.glob("reproduce.*.onnx*"):
-        scratch.unlink()
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in inputs.items()}
+    np.savez(folder / "reproduce.npz", **arrays)
     shown = ", ".join(f"{node.name} ({node.op_type})" for node in nodes[:3]) + (", ..." if len(nodes) > 3 else "")
-    return f"{what}; {len(nodes)} nodes show it ({shown}): {folder / 'reproduce.onnx'}"
+    count = "1 node shows" if len(nodes) == 1 else f"{len(nodes)} nodes show"
+    return f"{what}; {count} it ({shown}): {folder / 'reproduce.onnx'}"

@@ -58,7 +58,8 @@ class Rewrites:
         try:
             old = self._region(old_nodes)
         except OnnxOptError as error:
-            return self._skip(error)
+            self._skip(error)
+            return None
         names = [value.name for value in region_outputs(old_nodes)]
         follow = {old_value: new_value for old_value, new_value in edit.rewired}
         heirs = [follow.get(value, value) for value in region_outputs(old_nodes)]
@@ -81,7 +82,9 @@ class Rewrites:
         pairs = [(before[name], after[heir]) for name, heir in renamed.items() if name in before and heir in after]
         quiet = Noise({}, frozenset())
         for a, b in pairs:
-            found = comparing.compare([{rule: a}], [{rule: b}], np.inf if self.tolerance is None else self.tolerance, quiet)
+            found = comparing.compare(
+                [{rule: a}], [{rule: b}], np.inf if self.tolerance is None else self.tolerance, quiet
+            )
             self.drift = max(self.drift, found.drift)
             self.broken += [f"rewrite {line.removeprefix('output ')}" for line in found.broken]
 

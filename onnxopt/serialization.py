@@ -61,7 +61,9 @@ def parse(content: bytes, what: str) -> onnx.ModelProto:
 def external_files(path: Path) -> list[Path]:
     """The external data files that a model file refers to."""
     model = read(path)
-    tensors = (value.const_value for graph in (model.graph, *model.graph.subgraphs()) for value in graph.initializers.values())
+    tensors = (
+        value.const_value for graph in (model.graph, *model.graph.subgraphs()) for value in graph.initializers.values()
+    )
     return sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
@@ -262,7 +264,10 @@ def _write_model(skeleton: onnx.ModelProto, plan: _Plan, file: BinaryIO) -> None
     skeleton.ClearField("graph")
     heads = [_tensor_head(weight, stub) for weight, stub in zip(plan.weights, stubs, strict=True)]
     bodies = [_raw_field(weight) for weight in plan.weights]
-    sizes = [len(head) + len(body) + _raw_size(weight) for head, body, weight in zip(heads, bodies, plan.weights, strict=True)]
+    sizes = [
+        len(head) + len(body) + _raw_size(weight)
+        for head, body, weight in zip(heads, bodies, plan.weights, strict=True)
+    ]
     total = len(graph) + sum(len(_field(5, size)) + size for size in sizes)
     if total > PROTOBUF_LIMIT:
         raise ModelError(f"the graph without its large weights takes {total / 2**30:.1f} GiB; protobuf allows 2 GiB")
@@ -311,7 +316,9 @@ def _write_raw(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     else:
         file.write(tensor.tobytes())
     if file.tell() - before != tensor.nbytes:
-        raise ModelError(f"weight {tensor.name} gave {file.tell() - before} bytes where its shape needs {tensor.nbytes}")
+        raise ModelError(
+            f"weight {tensor.name} gave {file.tell() - before} bytes where its shape needs {tensor.nbytes}"
+        )
 
 
 def _field(number: int, size: int) -> bytes:

@@ -37,7 +37,10 @@ def surgeon(model: Model) -> Iterator[gs.Graph]:
     with _quiet():
         graph = gs.import_onnx(proto)
     for constant in _constants(graph):
-        if isinstance(constant._values, LazyValues) and (at := serialization.stub_index(constant._values.tensor)) is not None:
+        if (
+            isinstance(constant._values, LazyValues)
+            and (at := serialization.stub_index(constant._values.tensor)) is not None
+        ):
             constant._values = _Weight(constant._values.tensor, tensors[at])
     notes = _notes(graph, before.graph)
     yield graph
@@ -106,7 +109,9 @@ def _proto_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _proto_graphs(attribute.g)
 
 
-def _restore(graph: gs.Graph, notes: dict[int, onnx.NodeProto], before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+def _restore(
+    graph: gs.Graph, notes: dict[int, onnx.NodeProto], before: onnx.ModelProto, after: onnx.ModelProto
+) -> None:
     for field in _KEPT_FIELDS:
         setattr(after, field, getattr(before, field))
     after.metadata_props.extend(before.metadata_props)
@@ -145,7 +150,9 @@ def _same_type(one: onnx.TypeProto, other: onnx.TypeProto) -> bool:
     a, b = one.tensor_type, other.tensor_type
     if a.elem_type != b.elem_type or len(a.shape.dim) != len(b.shape.dim):
         return False
-    return all(x.dim_value == y.dim_value and x.dim_param == y.dim_param for x, y in zip(a.shape.dim, b.shape.dim, strict=True))
+    return all(
+        x.dim_value == y.dim_value and x.dim_param == y.dim_param for x, y in zip(a.shape.dim, b.shape.dim, strict=True)
+    )
 
 
 @contextmanager

@@ -6,7 +6,6 @@ what the file means; the *deployed session* (the defaults) tells what users get.
 
 import logging
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +15,13 @@ import onnx
 import onnx_ir as ir
 
 from onnxopt import comparing
-from onnxopt.backends.machine import free_memory_bytes
-from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.jobs import run_batches
+from onnxopt.backends.machine import free_memory_bytes
+from onnxopt.backends.sessions import SessionMode, open_session, run
 from onnxopt.backends.worker import Worker, WorkerDied
 from onnxopt.comparing import Noise, Outputs
 from onnxopt.edit import Edit
-from onnxopt.errors import ContractViolation, ModelError
+from onnxopt.errors import ContractViolation, ModelError, OnnxOptError
 from onnxopt.model import Model, load
 from onnxopt.passing import Contract, Exact
 from onnxopt.recipe import Level, Verify
@@ -31,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 Feed = Mapping[str, Any]
 
+_SEED = 1.0
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
@@ -45,6 +45,7 @@ class Verdict:
         deployed_drift: the same in the deployed session.
         broken: what breaks the contract, one line each.
         undecidable: outputs in which the original does not agree with itself.
+        batches: how many batches were compared.
         seconds: what it took.
     """
 
@@ -53,6 +54,7 @@ class Verdict:
     deployed_drift: float | None = None
     broken: tuple[str, ...] = ()
     undecidable: int = 0
+    batches: int = 0
     seconds: float = 0.0
 
 
@@ -66,17 +68,21 @@ class Verifier:
         guard: held-back calibration samples for the collapse guard; empty: no guard.
         config: the recipe's `verify`.
         real_data: whether the feeds are the user's, so that NaNs in the original's outputs are an error.
+        scratch: folder for copies of models in which random numbers are seeded.
     """
 
     def __init__(
-        self, worker: Worker, original: Path, feeds: Sequence[Feed], guard: Sequence[Feed], config: Verify, real_data: bool
-    ) -> None:
+        self, worker: Worker, original: Path, feeds: Sequence[Feed], guard: Sequence[Feed], config: Verify,
+        real_data: bool, scratch: Path,
+    ) -> None:  # fmt: skip
         self._worker = worker
         self._original = original
         self._feeds = list(feeds)
         self._guard = list(guard)
         self._config = config
         self._real_data = real_data
+        self._scratch = scratch
+        self._tolerance = 0.0
         self._reference: list[Outputs] = []
         self._deployed: list[Outputs] = []
         self._guard_outputs: list[Outputs] = []
@@ -87,13 +93,36 @@ class Verifier:
         self.unverified: str | None = None
         """Why nothing was verified end to end; None where everything was."""
 
-    def prepare(self, model: Model) -> None:
+    @property
+    def batches(self) -> int:
+        """How many batches outputs are compared on."""
+        return len(self._feeds)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the original does that leaves less to prove."""
+        notes = [
+            f"output {name} of the original differs from itself (relative L2 {size:.1g}): mean and spread are compared"
+            for name, size in self._noise.relative.items()
+            if size > comparing.WAVERING
+        ]
+        if self._noise.unstable:
+            names = ", ".join(sorted({name for name, _ in self._noise.unstable}))
+            notes.append(f"the original does not agree with itself in {names}: nothing is decided where it does not")
+        return notes
+
+    def prepare(self, model: Model, batches: int | None = None) -> None:
         """Run the original: what it gives, and how far it agrees with itself.
+
+        Args:
+            model: the original.
+            batches: how many batches to compare (a resumed run keeps to what it began with); None: as time allows.
 
         Raises:
             ModelError: the checker refuses the original, no session loads it, or it gives NaN on real data.
         """
         self._check_original()
+        self._tolerance = default_tolerance(model)
         if self.level == "structure":
             self.unverified = "asked for by verify.level"
             return
@@ -103,7 +132,7 @@ class Verifier:
         started = time.monotonic()
         try:
             self._reference = self._run(self._original, SessionMode.REFERENCE, self._feeds[:1])
-            self._fit_time(time.monotonic() - started)
+            self._fit_time(time.monotonic() - started, batches)
             self._reference += self._run(self._original, SessionMode.REFERENCE, self._feeds[1:])
             without = self._run(self._original, SessionMode.NOISE_NONE, self._feeds)
             self._noise = comparing.noise(self._run(self._original, SessionMode.NOISE_ALL, self._feeds), without)
@@ -149,7 +178,7 @@ class Verifier:
             return replace(verdict, seconds=time.monotonic() - started), _nothing
         try:
             verdict, outputs = self._compare(candidate, contract, guard, verdict)
-        except (WorkerDied, ModelError) as error:
+        except OnnxOptError as error:
             broken = (f"the file does not run: {error}",)
             return replace(verdict, broken=broken, seconds=time.monotonic() - started), _nothing
         return replace(verdict, seconds=time.monotonic() - started), lambda: self._accept(outputs)
@@ -161,19 +190,19 @@ class Verifier:
         against_original = comparing.measure(self._reference, outputs, self._noise)
         judged = against_original
         if isinstance(contract, Exact):
-            tolerance = contract.tolerance or default_tolerance(load(self._original))
-            judged = comparing.compare(self._previous, outputs, tolerance, self._noise)
+            judged = comparing.compare(self._previous, outputs, contract.tolerance or self._tolerance, self._noise)
         broken = list(judged.broken)
         if guard and self._guard and not broken:
             broken += comparing.collapsed(self._guard_outputs, self._run(candidate, SessionMode.DEPLOYED, self._guard))
         deployed = None
         if self.level == "full":
-            lived = comparing.measure(self._deployed, self._run(candidate, SessionMode.DEPLOYED, self._feeds), self._noise)
+            as_deployed = self._run(candidate, SessionMode.DEPLOYED, self._feeds)
+            lived = comparing.measure(self._deployed, as_deployed, self._noise)
             broken += [f"as deployed: {line}" for line in lived.broken if line not in broken]
             deployed = lived.drift
         verdict = replace(
             verdict, drift=against_original.drift, deployed_drift=deployed, broken=tuple(broken),
-            undecidable=judged.undecidable,
+            undecidable=judged.undecidable, batches=len(self._feeds),
         )  # fmt: skip
         return verdict, outputs
 
@@ -183,7 +212,8 @@ class Verifier:
     def _run(self, path: Path, mode: SessionMode, feeds: Sequence[Feed]) -> list[Outputs]:
         if not feeds:
             return []
-        outputs: list[Outputs] = self._worker.call(run_batches, str(_seeded(path)), mode, list(feeds))
+        path, random = _seeded(path, self._scratch)
+        outputs: list[Outputs] = self._worker.call(run_afresh if random else run_batches, str(path), mode, list(feeds))
         return outputs
 
     def _check_original(self) -> None:
@@ -202,9 +232,9 @@ class Verifier:
             return None
         return f"a session needs about {2 * weights / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
 
-    def _fit_time(self, first: float) -> None:
-        """Keep as many samples as fit the time: each is run about seven times."""
-        affordable = max(1, int(self._config.max_seconds / max(7 * first, 1e-3)))
+    def _fit_time(self, first: float, batches: int | None) -> None:
+        """Keep as many batches as fit the time: each is run about seven times."""
+        affordable = batches or max(1, int(self._config.max_seconds / max(7 * first, 1e-3)))
         samples = 1 if self.level == "sample" else self._config.samples
         self._feeds = self._feeds[: min(affordable, samples)]
 
@@ -248,16 +278,32 @@ def _nothing() -> None:
     """Nothing to remember of a candidate that was not run."""
 
 
-def _seeded(path: Path) -> Path:
-    """The file, or where it draws random numbers without a seed, a copy in which each node has one."""
+def run_afresh(path: str, mode: SessionMode, feeds: Sequence[Feed]) -> list[Outputs]:
+    """All outputs for each feed, each from a session of its own: a session's random numbers go on from run to run."""
+    return [run(open_session(path, mode), feed) for feed in feeds]
+
+
+def _seeded(path: Path, scratch: Path) -> tuple[Path, bool]:
+    """The file, or where it draws random numbers without a seed, a copy with seeds; and whether it draws any.
+
+    All nodes get the same seed, so that it does not matter what a pass renames or reorders.
+    """
     model = load(path)
-    unseeded = [node for node in model.nodes() if node.op_type in _RANDOM and "seed" not in node.attributes]
+    bodies = (node for function in model.ir.functions.values() for node in function.all_nodes())
+    drawing = [node for node in (*model.nodes(), *bodies) if _draws(node)]
+    unseeded = [node for node in drawing if "seed" not in node.attributes]
     if not unseeded:
-        return path
+        return path, bool(drawing)
     edit = Edit("seed")
     for node in unseeded:
-        edit.set_attribute(node, "seed", float(zlib.crc32((node.outputs[0].name or "").encode()) % 2**20))
+        edit.set_attribute(node, "seed", _SEED)
     model.apply(edit)
-    copy = path.with_name(f"{path.stem}.seeded.onnx")
+    copy = scratch / f"{path.stem}.seeded.onnx"
     model.save(copy)
-    return copy
+    return copy, True
+
+
+def _draws(node: ir.Node) -> bool:
+    """Whether a node draws random numbers; Dropout does in training mode alone."""
+    training = node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
+    return node.domain in {"", "ai.onnx"} and (training or node.op_type in _RANDOM)

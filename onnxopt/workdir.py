@@ -1,5 +1,6 @@
 """The work folder: the last good state of a run, so that a killed run goes on, and heavy results off memory."""
 
+import glob
 import json
 import logging
 import os
@@ -13,7 +14,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.errors import OnnxOptError, RecipeError
-from onnxopt.model import Model, load
 from onnxopt.numerics.packing import pack
 
 logger = logging.getLogger(__name__)
@@ -76,21 +76,21 @@ class WorkDir:
         content = pack(array, dtype.bitwidth) if dtype.bitwidth < 8 else np.ascontiguousarray(array)
         try:
             with (self.folder / name).open("wb") as file:
-                file.write(memoryview(content).cast("B") if content.size else b"")
+                file.write(content.reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise OnnxOptError(f"cannot write to the work folder {self.folder}: {error.strerror}") from error
         return ir.ExternalTensor(
             name, 0, content.nbytes, dtype, shape=ir.Shape(array.shape), name=name, base_dir=self.folder
         )
 
+    def discard(self, candidate: Path) -> None:
+        """Take away the file of a candidate that was not accepted, and what was stored for it."""
+        _remove_model(candidate)
+        self._drop_stored()
+
     def remove(self) -> None:
         """Delete the folder and all that is in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def load_state(self) -> Model | None:
-        """The last good state's model."""
-        state = self.last_state()
-        return load(state) if state else None
 
     def _prepare(self) -> None:
         try:
@@ -107,13 +107,20 @@ class WorkDir:
         if not path.is_file():
             logger.info("nothing to resume in %s; starting from the beginning", self.folder)
             return
-        state = json.loads(path.read_text())
-        changed = [name for name, digest in self._key.items() if state["key"].get(name) != digest]
+        try:
+            state = json.loads(path.read_text())
+            key, done = dict(state["key"]), list(state["done"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"cannot resume: {path} cannot be read; run without --resume") from error
+        changed = [name for name, digest in self._key.items() if key.get(name) != digest]
         if changed:
             raise RecipeError(
                 f"cannot resume: {', '.join(changed)} differ from the run in {self.folder}; run without --resume"
             )
-        self._done = state["done"]
+        self._done = done
+        last = self.last_state()
+        if last is not None and not last.is_file():
+            raise RecipeError(f"cannot resume: {last} is missing; run without --resume")
 
     def _clear(self) -> None:
         for path in self.folder.iterdir():
@@ -135,5 +142,5 @@ class WorkDir:
 
 
 def _remove_model(path: Path) -> None:
-    for file in (path, *path.parent.glob(f"{path.name}*.data")):
+    for file in (path, *path.parent.glob(f"{glob.escape(path.name)}*.data")):
         file.unlink(missing_ok=True)

@@ -41,8 +41,8 @@ def test_one_bad_row_breaks_where_the_whole_would_pass() -> None:
     [
         (Y[:, :9], "shape"),
         (Y.astype(np.float64), "type"),
-        (np.where(Y == Y[0, 0], np.nan, Y).astype(np.float32), "NaN"),
-        (np.where(Y == Y[0, 0], np.inf, Y).astype(np.float32), "infinities"),
+        (np.where(Y[0, 0] == Y, np.nan, Y).astype(np.float32), "NaN"),
+        (np.where(Y[0, 0] == Y, np.inf, Y).astype(np.float32), "infinities"),
         (None, "missing"),
     ],
 )

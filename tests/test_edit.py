@@ -153,7 +153,10 @@ def test_names_of_new_things_are_unique() -> None:
 
 def test_removing_control_flow_frees_what_its_bodies_read() -> None:
     body = helper.make_graph(
-        [helper.make_node("Neg", ["t"], ["b"])], "body", [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, [2, 3])]
+        [helper.make_node("Neg", ["t"], ["b"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, [2, 3])],
     )
     graph = helper.make_graph(
         [

@@ -86,9 +86,10 @@ def _inside(value: ir.Value, nodes: Iterable[ir.Node]) -> bool:
 
 
 def _value_info(value: ir.Value, types: Mapping[str, TypeAndShape]) -> onnx.ValueInfoProto:
-    if value.name in types:
-        dtype, shape = types[value.name]
-        return onnx.helper.make_tensor_value_info(value.name, int(dtype), list(shape))
+    name = value.name or ""
+    if name in types:
+        dtype, shape = types[name]
+        return onnx.helper.make_tensor_value_info(name, int(dtype), list(shape))
     return ir.serde.serialize_value(value)
 
 

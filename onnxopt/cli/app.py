@@ -44,21 +44,29 @@ def run(
     ] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="SPEC", help="calibration data")] = None,
     eval_data: Annotated[str | None, typer.Option("--eval-data", metavar="SPEC", help="evaluation data")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="metric: a name, or YAML like {kind: topk, k: 5}")] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="metric: a name, or YAML like {kind: topk, k: 5}")
+    ] = None,
     target: Annotated[str | None, typer.Option("--target", help="portable, cpu, cuda, or YAML of a profile")] = None,
     verify: Annotated[str | None, typer.Option("--verify", help="full, sample or structure")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="passes.1.bits=3", help="change one value of the recipe")
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="folder for report.json; else beside the output")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="folder for report.json; else beside the output")
+    ] = None,
     work: Annotated[Path | None, typer.Option("--work", help="work folder, kept")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where a killed run stopped")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print the plan, change nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print the plan, change nothing")
+    ] = False,
     on_violation: Annotated[str | None, typer.Option("--on-violation", help="stop, or skip the pass")] = None,
     accept_loss: Annotated[bool, typer.Option("--accept-loss", help="keep results that collapsed")] = False,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="let a recipe file name Python code")] = False,
     if_changed: Annotated[bool, typer.Option("--if-changed", help="do nothing when the output is up to date")] = False,
-    reproduce: Annotated[bool, typer.Option("--reproduce", help="on a violation, leave a minimal model that shows it")] = False,
+    reproduce: Annotated[
+        bool, typer.Option("--reproduce", help="on a violation, leave a minimal model that shows it")
+    ] = False,
     force_order: Annotated[bool, typer.Option("--force-order", help="run passes in the order given")] = False,
     shape: Shapes = None,
     threads: Threads = None,

@@ -1,5 +1,6 @@
 """`onnxopt compare A B`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,25 @@ _QUIET = Noise({}, frozenset())
 
 
 def compare(
-    a: Path, b: Path, data: str, tolerance: float | None, samples: int, shapes: list[str], threads: int | None, as_json: bool
+    a: Path,
+    b: Path,
+    data: str,
+    tolerance: float | None,
+    samples: int,
+    shapes: list[str],
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Run both on the same inputs and print drift per output, size, work and latency ratio."""
     models = load(a), load(b)
     _check_signatures(*models)
     feeds = _feeds(models[0], data, samples, output.parse_shapes(shapes))
     with Worker(threads=threads) as worker:
-        outputs = [worker.call(run_batches, str(path), SessionMode.DEPLOYED, feeds) for path in (a, b)]
+        outputs_a, outputs_b = (worker.call(run_batches, str(path), SessionMode.DEPLOYED, feeds) for path in (a, b))
         times = worker.call(latency, [str(a), str(b)], feeds[0])
     sizes = {name: np.shape(value) for name, value in feeds[0].items()}
     found = {
-        "outputs": _drifts(*outputs),
+        "outputs": _drifts(outputs_a, outputs_b),
         "a": _facts(models[0], a, sizes), "b": _facts(models[1], b, sizes),
         "latency": {"a_ms": times[0].p50 * 1e3, "b_ms": times[1].p50 * 1e3, "ratio": times[1].ratio.median},
         "batches": len(feeds), "data": data,
@@ -63,7 +71,7 @@ def _feeds(model: Model, data: str, samples: int, shapes: dict[str, tuple[int, .
     return [dict(batch.feeds) for batch in dataset.take(samples).batches()]
 
 
-def _drifts(a: list[Outputs], b: list[Outputs]) -> list[dict[str, Any]]:
+def _drifts(a: Sequence[Outputs], b: Sequence[Outputs]) -> list[dict[str, Any]]:
     names = dict.fromkeys(name for outputs in (*a, *b) for name in outputs)
     return [
         {
@@ -75,7 +83,7 @@ def _drifts(a: list[Outputs], b: list[Outputs]) -> list[dict[str, Any]]:
     ]
 
 
-def _only(outputs: list[Outputs], name: str) -> list[Outputs]:
+def _only(outputs: Sequence[Outputs], name: str) -> list[Outputs]:
     return [{name: values.get(name)} for values in outputs]
 
 
@@ -86,7 +94,8 @@ def _facts(model: Model, path: Path, sizes: dict[str, tuple[int, ...]]) -> dict[
 
 def _show(found: dict[str, Any]) -> None:
     output.table(
-        [[d["output"], f"{d['relative_l2']:.2e}", d["differs"] or ""] for d in found["outputs"]], ("output", "relative L2", "")
+        [[d["output"], f"{d['relative_l2']:.2e}", d["differs"] or ""] for d in found["outputs"]],
+        ("output", "relative L2", ""),
     )
     a, b, times = found["a"], found["b"], found["latency"]
     output.table([

@@ -92,7 +92,9 @@ def _sized(tensor: ir.TensorProtocol) -> bool:
 
 def _show(found: dict[str, Any]) -> None:
     loads = f"yes, {output.size(found['resident_bytes'])} resident" if found["loads"] else f"no: {found['why_not']}"
-    unknown = f" (+ {found['macs_unknown_nodes']} nodes of unknown size: --shape)" if found["macs_unknown_nodes"] else ""
+    unknown = (
+        f" (+ {found['macs_unknown_nodes']} nodes of unknown size: --shape)" if found["macs_unknown_nodes"] else ""
+    )
     output.facts({
         "file": f"{found['file']}, {output.size(found['file_bytes'])}",
         "made by": f"{found['producer'] or '?'}, IR {found['ir_version']}, "

@@ -100,14 +100,23 @@ def show(report: Report) -> None:
     before, after = report.before, report.after
     rows: list[list[object]] = [
         ["file", out.size(before.file_bytes), out.size(after.file_bytes), _ratio(before.file_bytes, after.file_bytes)],
-        ["parameters", out.amount(before.parameters), out.amount(after.parameters), _ratio(before.parameters, after.parameters)],
+        [
+            "parameters",
+            out.amount(before.parameters),
+            out.amount(after.parameters),
+            _ratio(before.parameters, after.parameters),
+        ],
         ["MACs", out.amount(before.macs), out.amount(after.macs), _ratio(before.macs, after.macs)],
         ["nodes", before.nodes, after.nodes, _ratio(before.nodes, after.nodes)],
     ]
     if (latency := report.latency) is not None:
-        rows.append(["latency (ms)", f"{latency['before_ms']:.3g}", f"{latency['after_ms']:.3g}", f"x{latency['ratio']:.2f}"])
+        rows.append(
+            ["latency (ms)", f"{latency['before_ms']:.3g}", f"{latency['after_ms']:.3g}", f"x{latency['ratio']:.2f}"]
+        )
     if (metric := report.metric) is not None:
-        rows.append([metric["name"], f"{metric['before']:.4f}", f"{metric['after']:.4f}", f"{metric['drop']:+.4f} lost"])
+        rows.append(
+            [metric["name"], f"{metric['before']:.4f}", f"{metric['after']:.4f}", f"{metric['drop']:+.4f} lost"]
+        )
     out.table(rows, ("", "before", "after", ""))
     if report.deployed_drift is not None:
         typer.echo(f"drift (relative L2): {report.drift:.1e}, as deployed {report.deployed_drift:.1e}")
@@ -143,9 +152,7 @@ class _Printer:
 def _show_plan(given: Arguments, made: Recipe) -> None:
     """What a run would do; reads the model and the data, opens no session, writes nothing."""
     model = load(given.model)
-    inputs = gather(
-        model, made, given.data, given.eval_data, out.parse_shapes(given.shape), given.allow_code
-    )
+    inputs = gather(model, made, given.data, given.eval_data, out.parse_shapes(given.shape), given.allow_code)
     weights = sum(value.const_value.nbytes for value in model.weights() if value.const_value is not None)
     plan = [{"pass": p.name, "phase": p.phase, "options": p.options()} for p in pipeline.plan(made.passes)]
     facts = {"model": str(given.model), "weights": out.size(weights), "session memory, about": out.size(2 * weights),
@@ -165,7 +172,9 @@ def _up_to_date(given: Arguments, made: Recipe) -> bool:
         same_output = report["after"]["digest"] == digest(given.output)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    inputs = gather(load(given.model), made, given.data, given.eval_data, out.parse_shapes(given.shape), given.allow_code)
+    inputs = gather(
+        load(given.model), made, given.data, given.eval_data, out.parse_shapes(given.shape), given.allow_code
+    )
     return bool(
         same_output
         and report["digests"]["model"] == digest(given.model)

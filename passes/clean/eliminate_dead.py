@@ -94,14 +94,16 @@ def _dead_nodes(model: Model) -> list[ir.Node]:
         leaving = [inner for inner in _with_bodies(node) if inner not in gone]
         gone.update(leaving)
         for value in (value for inner in leaving for value in inner.inputs if value is not None):
-            readers[value] = readers.get(value, len(value.uses())) - 1
+            if value not in readers:
+                readers[value] = len(value.uses())
+            readers[value] -= 1
             if not readers[value] and (producer := value.producer()) is not None:
                 waiting.append(producer)
     return dead
 
 
 def _is_read(value: ir.Value, readers: dict[ir.Value, int]) -> bool:
-    return value.is_graph_output() or readers.get(value, len(value.uses())) > 0
+    return value.is_graph_output() or (readers[value] > 0 if value in readers else bool(value.uses()))
 
 
 def _with_bodies(node: ir.Node) -> Iterator[ir.Node]:

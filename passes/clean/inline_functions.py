@@ -27,14 +27,16 @@ class InlineFunctions(Pass):
         refused = _refusals(model)
         wanted = {key for key in functions if key not in refused and key[0] != OWN_DOMAIN}
         calls = [node for node in model.nodes() if node.op_identifier() in wanted]
-        inner = [node for key in set(functions) - wanted for node in functions[key].all_nodes()]
+        inner = [node for function in functions.values() for node in function.all_nodes()]
         for key, why in refused.items():
             findings.decline("::".join(filter(None, key)), self.name, why)
-        if not calls and not any(node.op_identifier() in wanted for node in inner):
+        if not calls:
             return findings
         for key in wanted:
             _adopt_imports(functions[key], model)
             _own_outputs(functions[key])
+        for call in (*calls, *(node for node in inner if node.op_identifier() in wanted)):
+            _complete_outputs(call, len(functions[call.op_identifier()].outputs))
         for call in calls:
             findings.change(call.name, self.name, f"the call of {call.domain}::{call.op_type} is its body")
         notes = {name: value.metadata_props for call in calls for value in call.outputs if (name := value.name)}
@@ -118,6 +120,13 @@ def _own_outputs(function: ir.Function) -> None:
             function.append(identity)
             function.outputs[index] = identity.outputs[0]
         seen.add(value)
+
+
+def _complete_outputs(call: ir.Node, count: int) -> None:
+    """Give a call all outputs: the body may read those that the call leaves out."""
+    call.resize_outputs(count)
+    for value in call.outputs:
+        value.name = value.name or None
 
 
 def _rename_duplicates(model: Model, notes: dict[str, dict[str, str]]) -> None:

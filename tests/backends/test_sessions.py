@@ -397,7 +397,7 @@ def test_paths_may_be_text(matmul):
             "Too old.",
         ),
         (
-            "Context: /onnxruntime_src/include/op_kernel_context.h:45 const T* onnxruntime::OpKernelContext::Input(int) "
+            "Context: /onnxruntime_src/include/op_kernel.h:45 const T* onnxruntime::OpKernelContext::Input(int) "
             "const [with T = onnxruntime::Tensor] Missing Input: x\n",
             "Context: Missing Input: x",
         ),

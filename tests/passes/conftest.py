@@ -8,6 +8,8 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 import pytest
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.context import RunContext
 from onnxopt.model import Model, Signature, load
@@ -60,7 +62,7 @@ def agree(before: list[Any], after: list[Any], tolerance: float) -> None:
             np.testing.assert_equal(b, a)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def exact() -> Exact:
     """Run a pass on a model (or on onnx's text form of one): outputs must agree for all `feeds`, the signature must
     stay, and a second run must change nothing. Gives the model and what the first run found."""
@@ -85,7 +87,28 @@ def exact() -> Exact:
     return check
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., onnx.ModelProto]:
+    """Given hypothesis's draw: a random acyclic graph of nodes on an input, weights and one another, with random
+    outputs."""
+
+    def make(draw: Callable[[st.SearchStrategy[Any]], Any]) -> onnx.ModelProto:
+        values, nodes = ["x", "w0", "w1"], []
+        for index in range(draw(st.integers(1, 12))):
+            op = draw(st.sampled_from(["Add", "Mul", "Neg", "Abs", "Identity"]))
+            inputs = [draw(st.sampled_from(values)) for _ in range(2 if op in ("Add", "Mul") else 1)]
+            nodes.append(helper.make_node(op, inputs, [f"v{index}"], f"n{index}"))
+            values.append(f"v{index}")
+        outputs = draw(st.lists(st.sampled_from(values[3:]), min_size=1, max_size=3, unique=True))
+        weights = [numpy_helper.from_array(np.float32([i + 1, -i]), f"w{i}") for i in range(2)]
+        info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", *outputs)]
+        graph = helper.make_graph(nodes, "g", info[:1], info[1:], weights)
+        return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def ops() -> Callable[[Model], list[str]]:
     """Operators of a model's nodes, subgraphs included."""
     return lambda model: [node.op_type for node in model.nodes()]

@@ -62,9 +62,12 @@ def test_a_constant_that_is_an_output_stays(exact: Any, ops: Any) -> None:
 
 
 def test_constants_of_subgraphs_stay_in_them(exact: Any) -> None:
-    text = HEAD + """ g (bool b, float[2] x) => (float[2] y) {
+    text = (
+        HEAD
+        + """ g (bool b, float[2] x) => (float[2] y) {
         y = If(b)<then_branch = t () => (float[2] p) { c = Constant<value_float = 2.0>() p = Mul(x, c) },
                   else_branch = e () => (float[2] q) { c = Constant<value_float = 3.0>() q = Mul(x, c) }> }"""
+    )
     feeds = [{"b": np.array(b), "x": np.float32([1, 2])} for b in (True, False)]
     model, _ = exact(text, LiftConstants(), feeds)
     branches = list(model.graph.subgraphs())
