@@ -88,7 +88,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 def proto_scopes(model: onnx.ModelProto) -> Iterator[ProtoScope]:
     """The main graph, the functions, and after each the subgraphs inside it."""
     for scope in (model.graph, *model.functions):
-        yield from _proto_inner(scope)
+        yield from graph_scopes(scope)
 
 
 def scopes(model: ir.Model) -> Iterator[Scope]:
@@ -97,12 +97,13 @@ def scopes(model: ir.Model) -> Iterator[Scope]:
         yield from _inner(scope)
 
 
-def _proto_inner(scope: ProtoScope) -> Iterator[ProtoScope]:
+def graph_scopes(scope: ProtoScope) -> Iterator[ProtoScope]:
+    """A graph or function and the subgraphs inside it."""
     yield scope
     for node in scope.node:
         for attribute in node.attribute:
             for body in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _proto_inner(body)
+                yield from graph_scopes(body)
 
 
 def _inner(scope: Scope) -> Iterator[Scope]:
@@ -141,7 +142,8 @@ def _declare(graph: onnx.GraphProto) -> None:
     listed = {info.name for info in graph.input}
     for tensor in graph.sparse_initializer:
         if tensor.values.name not in listed:
-            stand_in = graph.initializer.add(name=tensor.values.name, data_type=tensor.values.data_type, dims=tensor.dims)
+            kind, name = tensor.values.data_type, tensor.values.name
+            stand_in = graph.initializer.add(name=name, data_type=kind, dims=tensor.dims)
             stand_in.data_location = onnx.TensorProto.EXTERNAL
             stand_in.external_data.add(key="location", value=_KEY)
     graph.ClearField("sparse_initializer")

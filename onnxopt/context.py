@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 
 from onnxopt.analysis.cost import Cost, cost
@@ -94,7 +95,7 @@ class RunContext:
 
     def evaluate(self, model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """See `passing.Context.evaluate`."""
-        content = to_proto(model).SerializeToString()
+        content = embedded(model).SerializeToString()
         if self._worker is not None:
             outputs: dict[str, npt.NDArray[Any]] = self._worker.call(evaluate_bytes, content, dict(feeds))
             return outputs
@@ -121,6 +122,20 @@ class RunContext:
         value = make()
         self._cache[key] = (self._model, self._model.revision, value)
         return value
+
+
+def embedded(model: ir.Model) -> onnx.ModelProto:
+    """The model as one message that needs no other file: weights on disk are read in."""
+    graphs = (model.graph, *model.graph.subgraphs())
+    values = [value for graph in graphs for value in graph.initializers.values()]
+    held = [(value, value.const_value) for value in values if isinstance(value.const_value, ir.ExternalTensor)]
+    try:
+        for value, tensor in held:
+            value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+        return to_proto(model)
+    finally:
+        for value, tensor in held:
+            value.const_value = tensor
 
 
 def evaluate_bytes(content: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Edit:
             value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
         for value, graph in self._added:
             _name(model, value, value.name or "weight")
-            _place_weight(model, value, graph or model.graph)
+            _place_weight(model, value, model.graph if graph is None else graph)
         for insertion in self._insertions:
             _insert(model, insertion)
         inserted = set(self.inserted)

@@ -90,9 +90,12 @@ def refuse_external(model: ir.Model, what: str) -> None:
 
 def check_sizes(model: onnx.ModelProto, what: str) -> None:
     """Embedded tensors must hold as much as their shape says, before anybody allocates by the shape."""
-    for tensor in _tensors(model):
+    for tensor in proto_tensors(model):
         if any(dim < 0 for dim in tensor.dims):
             raise ModelError(f"{what}: weight {tensor.name} has a negative size in its shape {list(tensor.dims)}")
+        for entry in tensor.external_data:
+            if entry.key in ("offset", "length") and not entry.value.isdecimal():
+                raise ModelError(f"{what}: weight {tensor.name} has the {entry.key} {entry.value!r} in external data")
         held, needed, unit = _stored(tensor)
         if held != needed:
             raise ModelError(
@@ -101,7 +104,8 @@ def check_sizes(model: onnx.ModelProto, what: str) -> None:
             )
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def proto_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every dense tensor of a message: initializers and attributes of all graphs and functions."""
     for scope in proto_scopes(model):
         if isinstance(scope, onnx.GraphProto):
             yield from scope.initializer
@@ -162,8 +166,6 @@ def _check_extent(tensor: ir.ExternalTensor, model: Path) -> None:
     offset = tensor.offset or 0
     if length != needed:
         raise ModelError(f"{where} is said to take {length} bytes; its shape {list(shape)} needs {needed}")
-    if offset < 0:
-        raise ModelError(f"{where} begins before its file, at byte {offset}")
     size = Path(tensor.path).stat().st_size
     if offset + length > size:
         raise ModelError(f"{where} ends at byte {offset + length}, but the file has {size}: it is cut short")

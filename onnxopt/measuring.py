@@ -49,9 +49,7 @@ class Measuring:
         self._scores: dict[Path, Score] = {}
         self._metric: Metric | None = None
         if metric is not None:
-            if inputs.evaluation is None:
-                raise DataError("a metric was asked for, but no evaluation data: give data.evaluation (or --eval-data)")
-            self._metric = metric.bind(inputs.evaluation, allow_code=allow_code, base=Path.cwd())
+            self._metric = bind(metric, inputs, allow_code)
 
     def observe(self, model: Model, folder: Path) -> dict[str, tuple[int, ...]]:
         """Shapes that inference does not reach, from one run; empty where none is needed or possible."""
@@ -110,3 +108,15 @@ class Measuring:
 
     def _runner(self, path: Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
         return lambda feeds: self._worker.call(run_batches, str(path), SessionMode.DEPLOYED, [dict(feeds)])[0]
+
+
+def bind(metric: MetricConfig, inputs: Inputs, allow_code: bool) -> Metric:
+    """The metric with the output and the label that are meant.
+
+    Raises:
+        DataError: no evaluation data.
+        RecipeError: an output or label that is unknown or ambiguous, or code that is not allowed.
+    """
+    if inputs.evaluation is None:
+        raise DataError("a metric was asked for, but no evaluation data: give data.evaluation (or --eval-data)")
+    return metric.bind(inputs.evaluation, allow_code=allow_code, base=Path.cwd())

@@ -13,6 +13,7 @@ import onnx_ir
 
 from onnxopt import serialization
 from onnxopt.errors import ModelError
+from onnxopt.external import refuse_external
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -67,6 +68,7 @@ class Model:
         self.watcher: Watcher | None = None
         """Sees every edit, before and after it is applied."""
         self._names: set[str] | None = None
+        self._counts: dict[str, int] = {}
 
     @property
     def ir(self) -> onnx_ir.Model:
@@ -125,10 +127,11 @@ class Model:
         """A name for a new value or node that nothing in the model has, remembered as taken."""
         if self._names is None:
             self._names = set(_names(self._ir))
-        name, count = stem, 0
+        name, count = stem, self._counts.get(stem, 0)
         while name in self._names:
             count += 1
             name = f"{stem}_{count}"
+        self._counts[stem] = count
         self._names.add(name)
         return name
 
@@ -148,6 +151,7 @@ class Model:
         """Put another graph in place of this one (what whole-graph libraries give back)."""
         self._ir = model
         self._names = None
+        self._counts.clear()
         self.revision += 1
 
     def surgeon(self) -> "AbstractContextManager[gs.Graph]":
@@ -197,16 +201,22 @@ def load(source: Source) -> Model:
         path = Path(source)
         return Model(serialization.read(path), path)
     if isinstance(source, bytes):
-        return Model(serialization.from_proto(serialization.parse(source, "the given bytes")))
+        return _whole(serialization.parse(source, "the given bytes"), "the given bytes")
     if isinstance(source, onnx.ModelProto):
-        return Model(serialization.from_proto(source))
+        return _whole(source, "the given message")
     if type(source).__module__.startswith("onnx_graphsurgeon"):
         import onnx_graphsurgeon as gs
 
-        return Model(serialization.from_proto(gs.export_onnx(source)))
+        return _whole(gs.export_onnx(source), "the given graph")
     raise ModelError(
         f"cannot load a model from {type(source).__name__}; give a path, bytes, ModelProto or onnx_ir.Model"
     )
+
+
+def _whole(proto: onnx.ModelProto, what: str) -> Model:
+    model = serialization.from_proto(proto, what)
+    refuse_external(model, what)
+    return Model(model)
 
 
 def save(model: Model, path: str | Path, *, external_data: bool | None = None) -> None:
@@ -231,4 +241,5 @@ def _names(model: onnx_ir.Model) -> Iterator[str]:
     for node in model.graph.all_nodes():
         if node.name:
             yield node.name
+        yield from (value.name for value in node.inputs if value is not None and value.name)
         yield from (value.name for value in node.outputs if value.name)

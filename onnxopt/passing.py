@@ -231,7 +231,7 @@ def pass_names() -> dict[str, str]:
     """Every pass that can be named in a recipe, with its family; those of other packages have `PACKAGE`."""
     names = {name: family for name, (_, family) in _built_in().items()}
     for point in _third_party():
-        names[point.name] = point.dist.name if point.dist else point.module
+        names[point.name] = _package(point)
     return names
 
 
@@ -246,7 +246,7 @@ def pass_class(name: str) -> type[Pass]:
         return _checked(name, getattr(module, "".join(part.capitalize() for part in name.split("-"))))
     for point in _third_party():
         if point.name == name:
-            return _checked(name, _load(point))
+            return _checked(name, _load(point), _package(point))
     near = difflib.get_close_matches(name, pass_names(), n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else "`onnxopt passes` lists them"
     raise RecipeError(f"no pass named {name!r}; {hint}")
@@ -265,12 +265,16 @@ def _load(point: EntryPoint) -> object:
     try:
         return point.load()
     except Exception as error:  # another package's import may fail in any way
-        raise OnnxOptError(f"pass {point.name} of {point.value} cannot be imported: {error}") from error
+        raise OnnxOptError(f"pass {point.name} of package {_package(point)} cannot be imported: {error}") from error
 
 
-def _checked(name: str, found: object) -> type[Pass]:
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.module
+
+
+def _checked(name: str, found: object, package: str = "onnxopt") -> type[Pass]:
     if not (isinstance(found, type) and issubclass(found, Pass)):
-        raise OnnxOptError(f"{name} is registered as a pass, but is {found!r}, no subclass of onnxopt.Pass")
+        raise OnnxOptError(f"pass {name} of package {package} is {found!r}, no subclass of onnxopt.Pass")
     return found
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -16,7 +17,7 @@ import onnx_ir as ir
 
 from onnxopt import inputs as inputs_
 from onnxopt.backends.worker import Worker
-from onnxopt.context import RunContext
+from onnxopt.context import RunContext, embedded
 from onnxopt.errors import ContractViolation, DataError, ModelError, OnnxOptError, RecipeError
 from onnxopt.measuring import Measuring
 from onnxopt.model import Model, Source, load
@@ -25,7 +26,7 @@ from onnxopt.recipe import Recipe
 from onnxopt.report import Facts, Report, Step, facts, versions
 from onnxopt.reproduce import reproduce
 from onnxopt.rewrites import Rewrites
-from onnxopt.serialization import digest, from_proto
+from onnxopt.serialization import digest
 from onnxopt.verify import Verdict, Verifier, default_tolerance, require
 from onnxopt.workdir import WorkDir
 
@@ -99,6 +100,8 @@ def run(
     output = output.absolute() if output else None
     if output is not None:
         _check_writable(output)
+    if settings.report is not None:
+        _check_report(settings.report)
     temporary = None if output or settings.work else Path(tempfile.mkdtemp(prefix="onnxopt-"))
     folder = settings.work or (output.with_name(f"{output.name}.work") if output else temporary)
     assert folder is not None
@@ -221,11 +224,8 @@ class _Run:
             findings.add(found)
             if watch is not None and watch.broken:
                 raise ContractViolation(f"pass {part.name} broke its contract: {watch.broken[0]}")
-            if watch is not None:
-                findings.notes.append(
-                    f"{part.name}: {watch.checked} rewrites run on random inputs (drift {watch.drift:.1e}), "
-                    f"{watch.unchecked} not run"
-                )
+            if watch is not None and model.revision != revision:
+                findings.notes.append(f"{part.name}: {watch.summary()}")
         return findings
 
     def _watch(self, part: Pass, model: Model) -> Rewrites | None:
@@ -291,6 +291,8 @@ class _Run:
         self._tell(len(self.steps), "measuring and writing")
         done = [Step(**{k: v for k, v in record.items() if k != "state"}) for record in self.workdir.done]
         state = self.workdir.last_state() or self.path
+        # Measured before anything is written: the output may take the input's place.
+        metric, latency = self.measuring.metric(state), self.measuring.latency(state)
         for step in done[len(PREPARATION) :]:
             if step.outcome == "changed":
                 model.record(_history(step))
@@ -298,13 +300,13 @@ class _Run:
             model.save(self.output, external_data=self.external)
             model = load(self.output)
         else:
-            model = Model(from_proto(model.proto()))
+            model = load(embedded(model.ir))
         self.context.use(model, self.recipe.seed)
         after = facts(model, self.context.cost, self.output, digest(self.output) if self.output else None)
         report = Report(
             verified=self.verifier.unverified is None, status=self._status(), before=before, after=after, steps=done,
             drift=_last(done, "drift"), deployed_drift=_last(done, "deployed_drift"),
-            metric=self.measuring.metric(state), latency=self.measuring.latency(state),
+            metric=metric, latency=latency,
             sizes={name: list(shape) for name, shape in self.inputs.sizes.items()}, data=self.inputs.describe(),
             recipe=self.recipe.resolved(), digests=self.digests, versions=versions(),
             notes=[*self.inputs.notes, *self.verifier.notes],
@@ -317,7 +319,9 @@ class _Run:
     def _status(self) -> str:
         if self.verifier.unverified is not None:
             return f"UNVERIFIED END TO END: {self.verifier.unverified}"
-        data = "synthetic data" if self.inputs.synthetic else f"{len(self.inputs.feeds)} batches of calibration data"
+        count = sum(self.inputs.rows[: self.verifier.batches])
+        kind = "calibration" if self.inputs.calibration else "evaluation"
+        data = "synthetic data" if self.inputs.synthetic else f"{count} sample{'s'[: count != 1]} of {kind} data"
         return f"verified end to end on {data}"
 
     def _digests(self) -> dict[str, str]:
@@ -384,3 +388,10 @@ def _check_writable(output: Path) -> None:
             pass
     except OSError as error:
         raise ModelError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _check_report(folder: Path) -> None:
+    """The same for the report's folder, which is made when the report is written."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ModelError(f"cannot write the report into {folder}: {there} is not a folder that can be written")

@@ -16,7 +16,7 @@ from onnxopt.backends.jobs import run_batches
 from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.worker import Worker
 from onnxopt.comparing import Noise, Outputs
-from onnxopt.context import RunContext
+from onnxopt.context import RunContext, embedded
 from onnxopt.errors import OnnxOptError
 from onnxopt.model import Model, load
 from onnxopt.passing import Exact, Findings, Pass
@@ -147,7 +147,7 @@ def _minimise(trial: _Trial, state: Path, feed: Feed, folder: Path, why: str, de
             region = _neighbours(nodes, start, size)
             try:
                 small, inputs = _region(trial, state, model, region, feed)
-                found = trial.breaks(load(small.proto()), [inputs])
+                found = trial.breaks(load(embedded(small.ir)), [inputs])
             except OnnxOptError as error:
                 logger.debug("a region of %d nodes cannot be run: %s", size, error)
                 continue
@@ -228,7 +228,7 @@ def _values(trial: _Trial, path: Path, names: Sequence[str | None], feed: Feed) 
 
 
 def _write(model: Model, inputs: Mapping[str, Any], folder: Path, what: str, nodes: Sequence[ir.Node]) -> str:
-    model.save(folder / "reproduce.onnx")
+    model.save(folder / "reproduce.onnx", external_data=False)
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in inputs.items()}
     np.savez(folder / "reproduce.npz", **arrays)
     shown = ", ".join(f"{node.name} ({node.op_type})" for node in nodes[:3]) + (", ..." if len(nodes) > 3 else "")

@@ -1,7 +1,6 @@
 """Files and protobuf messages in, files out. Weights are streamed: one at a time is in memory.
 
-onnx-ir carries nearly everything of a model. What it does not (sparse initializers, training info, map
-types) is taken off the message on the way in, kept beside the graph, and put back on the way out.
+onnx-ir carries nearly everything of a model; what it does not is the matter of `carried`.
 """
 
 import contextlib
@@ -12,18 +11,21 @@ import itertools
 import logging
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxopt import carried
 from onnxopt.errors import ModelError
-from onnxopt.external import check_external, check_sizes
+from onnxopt.external import Place, check_external, check_sizes, places, proto_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +36,19 @@ _HEADROOM = 64 * 2**20
 _EMBED_BELOW = 1024
 """Weights below so many bytes stay in the model file: shape constants are wanted there."""
 
+_ALIGNMENT = 64
+"""Weights begin at multiples of it in the data file: mapped, they can be read with vector instructions."""
+
 
 def read(path: Path) -> ir.Model:
     """Read a model file; external data are checked now and mapped when used."""
     try:
-        content = path.read_bytes()
+        proto = parse(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise ModelError(f"no such model file: {path}") from error
     except OSError as error:
         raise ModelError(f"cannot read model file {path}: {error.strerror}") from error
-    model = from_proto(parse(content, str(path)), what=str(path))
+    model = from_proto(proto, what=str(path))
     check_external(model, path)
     return model
 
@@ -60,10 +65,7 @@ def parse(content: bytes, what: str) -> onnx.ModelProto:
 
 def external_files(path: Path) -> list[Path]:
     """The external data files that a model file refers to."""
-    model = read(path)
-    tensors = (
-        value.const_value for graph in (model.graph, *model.graph.subgraphs()) for value in graph.initializers.values()
-    )
+    tensors = (place.tensor for place in places(read(path)))
     return sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
@@ -78,46 +80,50 @@ def digest(path: Path) -> str:
 
 
 def from_proto(proto: onnx.ModelProto, what: str = "the model") -> ir.Model:
-    """Message to onnx-ir model. The message may share memory with the result: leave it alone afterwards."""
+    """Message to onnx-ir model; the model's tensors share the message's memory, so do not change it afterwards."""
     if not proto.HasField("graph") or not proto.ir_version:
         raise ModelError(f"{what} is not an ONNX model, or is cut short: it has no graph")
-    check_sizes(proto.graph.initializer, what)
+    check_sizes(proto, what)
     extras = carried.take(proto)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx-ir raises whatever its readers raise; the cause is kept
         raise ModelError(f"{what} is not a valid ONNX model: {_innermost(error)}") from error
+    finally:
+        carried.put(proto, extras)
     carried.attach(model, extras)
     return model
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The whole model as one message, every weight in memory."""
-    return _finish(model, ir.to_proto(model))
+    return _finish(carried.to_proto(model))
 
 
 _STUB = "onnxopt-stub:"
 
 
 def with_stubs(model: ir.Model, tensors: list[ir.TensorProtocol]) -> onnx.ModelProto:
-    """The message with a reference in place of each initializer; `tensors` gets what they refer to."""
-    values = [v for graph in (model.graph, *model.graph.subgraphs()) for v in graph.initializers.values()]
-    held = [(value, value.const_value) for value in values if value.const_value is not None]
+    """The message with a reference in place of each tensor but strings; `tensors` gets what they refer to."""
+    held = [place for place in places(model) if _has_size(place)]
     start = len(tensors)
-    tensors.extend(tensor for _, tensor in held)
+    tensors.extend(place.tensor for place in held)
     try:
-        for at, (value, tensor) in enumerate(held, start):
-            value.const_value = ir.serde.deserialize_tensor(stub(at, tensor, value.name or ""))
-        proto = ir.to_proto(model)
+        for at, place in enumerate(held, start):
+            place.put(ir.serde.deserialize_tensor(stub(at, place.tensor, place.name)))
+        proto = carried.to_proto(model)
     finally:
-        for value, tensor in held:
-            value.const_value = tensor
-    return _finish(model, proto)
+        for place in held:
+            place.put(place.tensor)
+    return _finish(proto)
 
 
 def stub(at: int, tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
     """A message that stands for the tensor in place `at` of a list."""
     proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+    proto.doc_string = tensor.doc_string or ""
+    for key, text in sorted(tensor.metadata_props.items()):
+        proto.metadata_props.add(key=key, value=text)
     proto.data_location = onnx.TensorProto.EXTERNAL
     proto.external_data.add(key="location", value=f"{_STUB}{at}")
     return proto
@@ -132,21 +138,24 @@ def stub_index(proto: onnx.TensorProto) -> int | None:
 def from_stubs(proto: onnx.ModelProto, tensors: list[ir.TensorProtocol]) -> ir.Model:
     """The model of a message made with stubs, the tensors back in their places."""
     model = from_proto(proto)
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor) and str(value.const_value.location).startswith(_STUB):
-                value.const_value = tensors[int(str(value.const_value.location).removeprefix(_STUB))]
+    for place in list(places(model)):
+        if isinstance(place.tensor, ir.ExternalTensor) and str(place.tensor.location).startswith(_STUB):
+            place.put(tensors[int(str(place.tensor.location).removeprefix(_STUB))])
     return model
 
 
 def write(model: ir.Model, path: Path, *, external_data: bool | None = None) -> None:
-    """Write beside the target, then rename: the old file stays whole until the new one is."""
-    if external_data is None:
-        external_data = any(isinstance(w, ir.ExternalTensor) for w in _weights(model))
-    plan = _plan(model, path, external_data)
+    """Write beside the target, then rename: the old file stays whole until the new one is.
+
+    A symbolic link stays one: the file that it leads to is replaced, and its data lie beside that file.
+    """
+    path = path.resolve()
     if not path.parent.is_dir():
         raise ModelError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise ModelError(f"cannot write {path}: it is a folder")
     with _writing(path), contextlib.ExitStack() as cleanup:
+        plan = _plan(model, path, external_data)
         moves = []
         if plan.external:
             data = path.with_name(plan.location)
@@ -155,48 +164,68 @@ def write(model: ir.Model, path: Path, *, external_data: bool | None = None) -> 
         moves.append((_fill(path, cleanup, lambda file: _write_model(skeleton, plan, file)), path))
         for temporary, target in moves:
             os.replace(temporary, target)
-    _forget_replaced(plan, path)
+        _forget_replaced(plan, path)
 
 
 @dataclass(frozen=True)
 class _Weight:
-    value: ir.Value
-    tensor: ir.TensorProtocol
+    place: Place
     offset: int | None
-    """Place in the data file; None for a weight that stays in the model file."""
+    """Where it begins in the data file; None for a weight that stays in the model file."""
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        return self.place.tensor
 
 
 @dataclass(frozen=True)
 class _Plan:
     weights: list[_Weight]
-    external: bool
+    """Initializers of the main graph, which are streamed."""
+    inner: list[_Weight]
+    """Tensors of subgraphs and attributes that come from a data file or go to one."""
     location: str
     """Name of the data file."""
     replaced: frozenset[str]
     """Data files of ours that only the model file about to be replaced refers to."""
 
-
-def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    for value in model.graph.initializers.values():
-        if value.const_value is not None:
-            yield value.const_value
+    @property
+    def external(self) -> bool:
+        return any(weight.offset is not None for weight in (*self.weights, *self.inner))
 
 
-def _plan(model: ir.Model, path: Path, external: bool) -> _Plan:
-    total = sum(tensor.nbytes for tensor in _weights(model) if tensor.dtype != ir.DataType.STRING)
+def _plan(model: ir.Model, path: Path, external: bool | None) -> _Plan:
+    found = list(places(model))
+    if external is None:
+        external = any(isinstance(place.tensor, ir.ExternalTensor) for place in found)
+    total = sum(place.tensor.nbytes for place in found if place.value is not None and _has_size(place))
     external = external or total > PROTOBUF_LIMIT - _HEADROOM
-    weights, offset = [], 0
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        tensor.name = value.name
-        outside = external and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= _EMBED_BELOW
-        weights.append(_Weight(value, tensor, offset if outside else None))
-        offset += tensor.nbytes if outside else 0
+    weights, inner, end = [], [], 0
+    for place in found:
+        offset = None
+        if external and _goes_outside(place):
+            offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+            end = offset + place.tensor.nbytes
+        if place.value is not None and place.value.graph is model.graph:
+            place.tensor.name = place.value.name
+            weights.append(_Weight(place, offset))
+        elif offset is not None or isinstance(place.tensor, ir.ExternalTensor):
+            inner.append(_Weight(place, offset))
     own = _own_data_names(path)
-    location = next(name for name in _data_names(path) if name not in own)
-    return _Plan(weights, external and offset > 0, location, own)
+    sources = {Path(place.tensor.path) for place in found if isinstance(place.tensor, ir.ExternalTensor)}
+    taken = own | {source.name for source in sources if source.parent == path.parent}
+    location = next(name for name in _data_names(path) if name not in taken)
+    return _Plan(weights, inner, location, own)
+
+
+def _has_size(place: Place) -> bool:
+    return place.tensor.dtype != ir.DataType.STRING
+
+
+def _goes_outside(place: Place) -> bool:
+    """Initializers of some size; a tensor in an attribute only where it came from outside."""
+    large = _has_size(place) and place.tensor.nbytes >= _EMBED_BELOW
+    return large and (place.value is not None or isinstance(place.tensor, ir.ExternalTensor))
 
 
 def _data_names(path: Path) -> Iterator[str]:
@@ -214,7 +243,7 @@ def _own_data_names(path: Path) -> frozenset[str]:
         present = parse(path.read_bytes(), str(path))
     except ModelError:
         return frozenset()
-    used = {entry.value for t in present.graph.initializer for entry in t.external_data if entry.key == "location"}
+    used = {entry.value for t in proto_tensors(present) for entry in t.external_data if entry.key == "location"}
     ours = re.compile(rf"{re.escape(path.name)}(\.\d+)?\.data")
     return frozenset(name for name in candidates & used if ours.fullmatch(name))
 
@@ -224,35 +253,57 @@ def _skeleton(model: ir.Model, plan: _Plan) -> onnx.ModelProto:
 
     Stubs are references into a data file: cheap to serialize, and already right where the weight goes there.
     """
+    changed = (*plan.weights, *plan.inner)
     try:
         for weight in plan.weights:
-            weight.value.const_value = ir.ExternalTensor(
-                plan.location, weight.offset or 0, weight.tensor.nbytes if weight.offset is not None else 0,
-                weight.tensor.dtype, shape=weight.tensor.shape, name=weight.value.name or "",
-                doc_string=weight.tensor.doc_string, metadata_props=dict(weight.tensor.metadata_props),
-            )  # fmt: skip
-        proto = ir.to_proto(model)
+            weight.place.put(_reference(weight, plan.location))
+        for weight in plan.inner:
+            weight.place.put(_embedded(weight) if weight.offset is None else _reference(weight, plan.location))
+        proto = carried.to_proto(model)
     finally:
-        for weight in plan.weights:
-            weight.value.const_value = weight.tensor
-    return _finish(model, proto)
+        for weight in changed:
+            weight.place.put(weight.tensor)
+    return _finish(proto)
 
 
-def _finish(model: ir.Model, proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Put back what is carried beside the graph, and drop what only repeats a weight's own type and shape."""
-    carried.restore(model, proto)
-    for graph in carried.proto_graphs(proto.graph):
-        weights = {tensor.name for tensor in graph.initializer}
-        kept = [i for i in graph.value_info if i.name not in weights or i.metadata_props or i.doc_string]
-        if len(kept) < len(graph.value_info):
-            del graph.value_info[:]
-            graph.value_info.extend(kept)
+def _reference(weight: _Weight, location: str, folder: str | Path = "") -> ir.ExternalTensor:
+    length = 0 if weight.offset is None else weight.tensor.nbytes
+    return ir.ExternalTensor(
+        location, weight.offset or 0, length, weight.tensor.dtype, shape=weight.tensor.shape, name=weight.place.name,
+        doc_string=weight.tensor.doc_string, metadata_props=dict(weight.tensor.metadata_props), base_dir=folder,
+    )  # fmt: skip
+
+
+def _embedded(weight: _Weight) -> ir.Tensor:
+    """The values in memory."""
+    return ir.Tensor(
+        np.array(weight.tensor.numpy()), dtype=weight.tensor.dtype, name=weight.place.name,
+        doc_string=weight.tensor.doc_string, metadata_props=dict(weight.tensor.metadata_props),
+    )  # fmt: skip
+
+
+def _finish(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what only repeats: a weight's own type and shape, and metadata that onnx-ir writes twice."""
+    for tensor in proto_tensors(proto):
+        entries = {entry.key: entry.value for entry in tensor.metadata_props}
+        if len(entries) < len(tensor.metadata_props):
+            tensor.ClearField("metadata_props")
+            for key in sorted(entries):
+                tensor.metadata_props.add(key=key, value=entries[key])
+    for graph in carried.proto_scopes(proto):
+        if isinstance(graph, onnx.GraphProto):
+            weights = {tensor.name for tensor in graph.initializer}
+            kept = [i for i in graph.value_info if i.name not in weights or i.metadata_props or i.doc_string]
+            if len(kept) < len(graph.value_info):
+                del graph.value_info[:]
+                graph.value_info.extend(kept)
     return proto
 
 
 def _write_data(plan: _Plan, file: BinaryIO) -> None:
-    for weight in plan.weights:
+    for weight in (*plan.weights, *plan.inner):
         if weight.offset is not None:
+            file.write(bytes(weight.offset - file.tell()))
             _write_raw(weight.tensor, file)
 
 
@@ -286,7 +337,7 @@ def _tensor_head(weight: _Weight, stub: onnx.TensorProto) -> bytes:
         return stub.SerializeToString(deterministic=True)
     if not _streams(weight):
         proto = ir.serde.serialize_tensor(weight.tensor)
-        proto.name = weight.value.name or ""
+        proto.name = weight.place.name
         return proto.SerializeToString(deterministic=True)
     stub.ClearField("external_data")
     stub.ClearField("data_location")
@@ -312,7 +363,8 @@ def _write_raw(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     before = file.tell()
     if isinstance(tensor, ir.ExternalTensor):
         tensor.tofile(file)
-        tensor.release()  # a mapping that stays counts as our memory
+        with contextlib.suppress(BufferError):  # somebody holds an array of it
+            tensor.release()  # a mapping that stays counts as our memory
     else:
         file.write(tensor.tobytes())
     if file.tell() - before != tensor.nbytes:
@@ -332,13 +384,23 @@ def _field(number: int, size: int) -> bytes:
 
 
 def _fill(target: Path, cleanup: contextlib.ExitStack, writer: Callable[[BinaryIO], None]) -> Path:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    cleanup.callback(temporary.unlink, missing_ok=True)
-    with temporary.open("wb") as file:
+    """A new file beside the target, with the target's permissions; gone at cleanup unless renamed."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    with temporary.open("xb") as file:
+        cleanup.callback(temporary.unlink, missing_ok=True)
         writer(file)
         file.flush()
         os.fsync(file.fileno())
+    if target.exists():
+        shutil.copymode(target, temporary)
     return temporary
+
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file grows too large",
+}
 
 
 @contextlib.contextmanager
@@ -346,31 +408,30 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full" if full else (error.strerror or str(error))
-        raise ModelError(f"cannot write {path}: {why}; what was there before is unchanged") from error
+        why = _FULL.get(error.errno or 0) or (str(error) if error.errno is None else error.strerror)
+        where = f" ({error.filename})" if error.filename else ""
+        raise ModelError(f"cannot write {path}: {why}{where}; what was there before is unchanged") from error
     except (EncodeError, ValueError) as error:
         raise ModelError(f"cannot write {path}: {_innermost(error)}") from error
 
 
 def _forget_replaced(plan: _Plan, path: Path) -> None:
-    """Remove the replaced model's data files; weights that were read from them come from the new files now."""
-    for name in plan.replaced:
-        file = path.with_name(name)
-        for weight in plan.weights:
-            if isinstance(weight.tensor, ir.ExternalTensor) and Path(weight.tensor.path) == file:
-                _rebind(weight, plan, path)
+    """Remove the replaced model's data files, after whatever is read from them comes from elsewhere."""
+    files = {path.with_name(name) for name in plan.replaced}
+    if not files:
+        return
+    for weight in (*plan.weights, *plan.inner):
+        if weight.offset is not None:
+            weight.place.put(_reference(weight, plan.location, path.parent))
+        elif _reads(weight.tensor, files):
+            weight.place.put(_embedded(weight))
+    for file in files:
         file.unlink(missing_ok=True)
 
 
-def _rebind(weight: _Weight, plan: _Plan, path: Path) -> None:
-    if weight.offset is None:
-        weight.value.const_value = ir.Tensor(weight.tensor.numpy().copy(), name=weight.tensor.name)
-        return
-    weight.value.const_value = ir.ExternalTensor(
-        plan.location, weight.offset, weight.tensor.nbytes, weight.tensor.dtype,
-        shape=weight.tensor.shape, name=weight.value.name or "", base_dir=path.parent,
-    )  # fmt: skip
+def _reads(tensor: ir.TensorProtocol, files: set[Path]) -> bool:
+    """Whether the tensor's values may come from the files; what a lazy tensor reads cannot be seen."""
+    return isinstance(tensor, ir.LazyTensor) or (isinstance(tensor, ir.ExternalTensor) and Path(tensor.path) in files)
 
 
 def _innermost(error: BaseException) -> str:

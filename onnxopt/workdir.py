@@ -129,11 +129,14 @@ class WorkDir:
 
     def _write_state(self) -> None:
         temporary = self.folder / f".{_STATE}.tmp"
-        with temporary.open("w") as file:
-            json.dump({"key": self._key, "done": self._done}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / _STATE)
+        try:
+            with temporary.open("w") as file:
+                json.dump({"key": self._key, "done": self._done}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / _STATE)
+        except OSError as error:
+            raise OnnxOptError(f"cannot write to the work folder {self.folder}: {error.strerror}") from error
 
     def _drop_stored(self) -> None:
         """Stored arrays were copied into the state's file, from which the model is read again."""

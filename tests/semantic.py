@@ -65,7 +65,12 @@ _KEYED: dict[str, tuple[str, ...]] = {
 
 
 def _keyed(items: Iterable[Any], fields: tuple[str, ...]) -> dict[str, Any]:
-    return {"/".join(str(getattr(item, field)) for field in fields): plain(item) for item in items}
+    """Entries by name; a second entry of the same name shows."""
+    out: dict[str, Any] = {}
+    for item in items:
+        name = "/".join(str(getattr(item, field)) for field in fields)
+        out[f"{name} (again)" if name in out else name] = plain(item)
+    return out
 
 
 def _tensor(tensor: onnx.TensorProto) -> dict[str, Any]:

@@ -49,13 +49,15 @@ def region_model(model: Model, nodes: Sequence[ir.Node], types: Mapping[str, Typ
     graph = onnx.GraphProto(name="region")
     for into, values in ((graph.input, inputs), (graph.output, outputs)):
         into.extend(_value_info(value, types) for value in values)
+    weights = _weights_read(nodes)
+    graph.input.extend(ir.serde.serialize_value(weight) for weight in weights)
     graph.node.extend(ir.serde.serialize_node(node) for node in nodes)
     proto = onnx.ModelProto(ir_version=model.ir.ir_version, graph=graph)
     proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.ir.opset_imports.items())
     region = ir.from_proto(proto)
-    known = {value.name: value for node in region.graph.all_nodes() for value in node.inputs if value is not None}
-    for weight in _weights_read(nodes):
-        value = known[weight.name]
+    stand_ins = list(region.graph.inputs)[len(inputs) :]
+    del region.graph.inputs[len(inputs) :]
+    for value, weight in zip(stand_ins, weights, strict=True):
         value.const_value, value.shape, value.type = weight.const_value, weight.shape, weight.type
         region.graph.initializers.add(value)
     return Model(region)

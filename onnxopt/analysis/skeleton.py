@@ -22,6 +22,8 @@ _KEEP_BYTES = 1024
 """Integer constants up to this size may take part in shape arithmetic: their contents are kept."""
 _KEEP_ELEMENTS = 16
 """So may any constant of so few elements (Resize's scales, Range's limits)."""
+_UNSAFE = {("ai.onnx.ml", "DictVectorizer")}
+"""Inference reads the type of their input without asking whether there is one, and takes the process down with it."""
 
 
 @dataclass
@@ -154,6 +156,8 @@ def _large_constant(node: ir.Node) -> ir.TensorProtocol | None:
 
 def _write_node(result: Skeleton, node: ir.Node, proto: onnx.NodeProto, facts: Facts) -> None:
     proto.op_type, proto.domain = node.op_type, node.domain
+    if (node.domain, node.op_type) in _UNSAFE:
+        proto.op_type += " of unknown type"
     if node.overload:
         proto.overload = node.overload
     proto.input.extend([result.name(value) for value in node.inputs])

@@ -28,9 +28,13 @@ def _top(
 ) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     if version:
+        from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as installed
 
-        typer.echo(installed("onnxopt"))
+        try:
+            typer.echo(installed("onnxopt"))
+        except PackageNotFoundError:
+            typer.echo("unknown: this is a checkout that was not installed")
         raise typer.Exit
 
 
@@ -144,22 +148,44 @@ def demo(
 
 
 def main() -> None:
-    """Entry point of the `onnxopt` command. Errors are one line; the exit code says of which kind."""
+    """Entry point of the `onnxopt` command. An error is one line, the last; the exit code says of which kind."""
     traceback = "--traceback" in sys.argv
     if traceback:
         sys.argv.remove("--traceback")
     try:
-        app()
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except Exception as error:
-        from onnxopt.errors import OnnxOptError
-
         if traceback:
-            raise
-        if isinstance(error, OnnxOptError):
-            typer.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
-        typer.echo(f"internal error: {type(error).__name__}: {error} (--traceback shows where)", err=True)
-        sys.exit(1)
+            sys.excepthook(type(error), error, error.__traceback__)
+        message, code = _worded(error)
+        typer.echo(message, err=True)
+    if code == _INTERRUPTED:
+        typer.echo("interrupted", err=True)
+    if code:
+        sys.exit(code)
+
+
+_INTERRUPTED = 130
+
+
+def _worded(error: Exception) -> tuple[str, int]:
+    """What is printed for an error, and its exit code."""
+    from onnxopt.errors import OnnxOptError
+
+    if isinstance(error, OnnxOptError):
+        return f"error: {_line(error)}", error.exit_code
+    usage = getattr(error, "format_message", None)  # errors of click, whichever typer stands on
+    if usage is not None and type(error).__name__ == "NoArgsIsHelpError":
+        return usage(), 2
+    if usage is not None:
+        command = getattr(getattr(error, "ctx", None), "command_path", "onnxopt")
+        return f"error: {_line(usage()).rstrip('.')}; `{command} --help` shows how to use it", 2
+    if isinstance(error, OSError) and error.strerror:
+        return f"error: {error.filename or 'system'}: {error.strerror}", 1
+    return f"internal error: {type(error).__name__}: {_line(error)} (--traceback shows where)", 1
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())

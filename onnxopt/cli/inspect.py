@@ -112,7 +112,8 @@ def _show(found: dict[str, Any]) -> None:
     output.table([[f"  {name}", count] for name, count in found["operators"].items()])
     typer.echo("\nlargest weights")
     output.table([
-        [f"  {w['name']}", w["type"], output.shape(w["shape"]), output.size(w["bytes"])] for w in found["largest_weights"]
+        [f"  {w['name']}", w["type"], output.shape(w["shape"]), output.size(w["bytes"])]
+        for w in found["largest_weights"]
     ])  # fmt: skip
     for entry in found["history"]:
         typer.echo(f"\nonnxopt {entry.get('version')}: {entry.get('pass')} {entry.get('options')}")

@@ -8,11 +8,12 @@ from typing import Any
 import typer
 
 from onnxopt.errors import RecipeError
+from onnxopt.report import finite
 
 
 def show_json(value: Any) -> None:
     """One JSON document on standard output."""
-    typer.echo(json.dumps(value, indent=1, default=str))
+    typer.echo(json.dumps(finite(value), indent=1, default=str, allow_nan=False))
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> None:

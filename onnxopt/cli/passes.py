@@ -34,8 +34,8 @@ def explain(name: str, as_json: bool) -> None:
     options = [_option(key, field) for key, field in cls.model_fields.items()]
     if as_json:
         output.show_json({
-            "name": name, "phase": cls.phase, "contract": _contract(cls), "doc": inspect.getdoc(cls), "options": options,
-            "schema": cls.model_json_schema(),
+            "name": name, "phase": cls.phase, "contract": _contract(cls), "doc": inspect.getdoc(cls),
+            "options": options, "schema": cls.model_json_schema(),
         })  # fmt: skip
         return
     typer.echo(f"{name}: {cls.phase} phase, {_contract(cls)}\n")

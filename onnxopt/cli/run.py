@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 
 from onnxopt import pipeline, recipe
 from onnxopt.cli import output as out
-from onnxopt.errors import RecipeError
-from onnxopt.inputs import gather
-from onnxopt.model import load
+from onnxopt.data import is_function
+from onnxopt.errors import ModelError, RecipeError
+from onnxopt.inputs import Inputs, gather
+from onnxopt.measuring import bind
+from onnxopt.model import Model, load
 from onnxopt.pipeline import Progress, Settings
 from onnxopt.recipe import Recipe
 from onnxopt.report import Report, versions
@@ -53,19 +54,18 @@ class Arguments:
 
 def run(given: Arguments) -> None:
     """Run, then print the report's summary (or its JSON)."""
-    made = build_recipe(given)
-    if given.if_changed and _up_to_date(given, made):
+    made, allow_code = build_recipe(given)
+    if given.if_changed and _up_to_date(given, made, allow_code):
         if not given.quiet:
             typer.echo(f"{given.output} is up to date")
         return
-    shapes = out.parse_shapes(given.shape)
     if given.dry_run:
-        _show_plan(given, made)
+        _show_plan(given, made, allow_code)
         return
     progress = None if given.quiet or given.as_json else _Printer()
     settings = Settings(
         report=given.report, work=given.work, resume=given.resume, accept_loss=given.accept_loss,
-        allow_code=given.allow_code, shapes=shapes, threads=given.threads, progress=progress,
+        allow_code=allow_code, shapes=out.parse_shapes(given.shape), threads=given.threads, progress=progress,
         reproduce=given.output.with_name(f"{given.output.name}.reproduce") if given.reproduce else None,
     )  # fmt: skip
     result = pipeline.run(
@@ -77,21 +77,39 @@ def run(given: Arguments) -> None:
         show(result.report)
 
 
-def build_recipe(given: Arguments) -> Recipe:
-    """The recipe of the command line: file, then passes, then single values."""
+def build_recipe(given: Arguments) -> tuple[Recipe, bool]:
+    """The recipe of the command line (file, then passes, then single values), and whether it may name code.
+
+    What is typed is the user's own word; what stands in a file may come from somebody else.
+    """
     content: dict[str, Any] = recipe.read(given.recipe) if given.recipe else {}
+    written = _code(content)
     if given.passes:
-        content["passes"] = [*content.get("passes", []), *map(recipe.parse_pass, given.passes)]
+        content["passes"] = [*recipe.checked_list(content.get("passes") or []), *map(recipe.parse_pass, given.passes)]
     if not content.get("passes"):
         raise RecipeError("nothing to do: name a recipe with -r, or passes with -p (`onnxopt passes` lists them)")
     for key, text in (("target", given.target), ("verify", given.verify), ("on_violation", given.on_violation)):
         if text is not None:
-            content[key] = yaml.safe_load(text)
+            content[key] = recipe.yaml_value(text, f"--{key.replace('_', '-')}")
     if given.metric is not None:
-        content["data"] = {**(content.get("data") or {}), "metric": yaml.safe_load(given.metric)}
+        data = content.get("data") or {}
+        if not isinstance(data, dict):
+            raise RecipeError(f"data: must be a mapping, not {data!r}")
+        content["data"] = {**data, "metric": recipe.yaml_value(given.metric, "--metric")}
+    recipe.settle_shorthands(content)
     for assignment in given.set_:
         recipe.set_value(content, assignment)
-    return recipe.build(content, force_order=given.force_order)
+    return recipe.build(content, force_order=given.force_order), given.allow_code or not written & _code(content)
+
+
+def _code(content: dict[str, Any]) -> set[str]:
+    """Every `module:function` that a recipe names for data or metric."""
+    data = content.get("data")
+    data = data if isinstance(data, dict) else {}
+    metric = data.get("metric")
+    kind = metric.get("kind") if isinstance(metric, dict) else metric
+    named = (data.get("calibration"), data.get("evaluation"), kind)
+    return {name for name in named if isinstance(name, str) and is_function(name)}
 
 
 def show(report: Report) -> None:
@@ -149,14 +167,18 @@ class _Printer:
             typer.echo("\r\x1b[K", err=True, nl=False)
 
 
-def _show_plan(given: Arguments, made: Recipe) -> None:
+def _show_plan(given: Arguments, made: Recipe, allow_code: bool) -> None:
     """What a run would do; reads the model and the data, opens no session, writes nothing."""
     model = load(given.model)
-    inputs = gather(model, made, given.data, given.eval_data, out.parse_shapes(given.shape), given.allow_code)
+    inputs = _inputs(given, made, model, allow_code)
+    if made.data.metric is not None:
+        bind(made.data.metric, inputs, allow_code)
     weights = sum(value.const_value.nbytes for value in model.weights() if value.const_value is not None)
     plan = [{"pass": p.name, "phase": p.phase, "options": p.options()} for p in pipeline.plan(made.passes)]
-    facts = {"model": str(given.model), "weights": out.size(weights), "session memory, about": out.size(2 * weights),
-             "disk for the work folder, about": out.size(2 * weights), "data": json.dumps(inputs.describe())}  # fmt: skip
+    facts = {
+        "model": str(given.model), "weights": out.size(weights), "session memory, about": out.size(2 * weights),
+        "disk for the work folder, about": out.size(2 * weights), "data": json.dumps(inputs.describe()),
+    }  # fmt: skip
     if given.as_json:
         out.show_json({"plan": plan, "recipe": made.resolved(), **facts})
         return
@@ -164,17 +186,19 @@ def _show_plan(given: Arguments, made: Recipe) -> None:
     out.table([[i, step["pass"], step["phase"], json.dumps(step["options"])] for i, step in enumerate(plan)])
 
 
-def _up_to_date(given: Arguments, made: Recipe) -> bool:
+def _inputs(given: Arguments, made: Recipe, model: Model, allow_code: bool) -> Inputs:
+    return gather(model, made, given.data, given.eval_data, out.parse_shapes(given.shape), allow_code)
+
+
+def _up_to_date(given: Arguments, made: Recipe, allow_code: bool) -> bool:
     """Whether the output's report speaks of this model, recipe, data and version."""
     path = (given.report or given.output.absolute().parent) / "report.json"
     try:
         report = json.loads(path.read_text())
         same_output = report["after"]["digest"] == digest(given.output)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, ModelError):
         return False
-    inputs = gather(
-        load(given.model), made, given.data, given.eval_data, out.parse_shapes(given.shape), given.allow_code
-    )
+    inputs = _inputs(given, made, load(given.model), allow_code)
     return bool(
         same_output
         and report["digests"]["model"] == digest(given.model)

@@ -20,17 +20,16 @@ class EliminateIdentity(Pass):
         if not replaced:
             return findings
         edit = Edit(self.name)
-        for value, source in replaced.items():
-            node = value.producer()
+        for value in replaced:
+            node, source = value.producer(), _root(value, replaced)
             assert node is not None
             edit.rewire(value, source)
             edit.remove(node)
             findings.change(node.name, self.name, f"readers of {value.name} read {source.name}")
-        shapes = [(source, value.shape) for value, source in replaced.items()]
         model.apply(edit)
-        for source, shape in shapes:
+        for value, source in replaced.items():
             if source.shape is None and source.producer() is not None and not source.is_graph_output():
-                source.shape = shape
+                source.shape = value.shape
         return findings
 
     def _replacements(self, model: Model, findings: Findings) -> dict[ir.Value, ir.Value]:

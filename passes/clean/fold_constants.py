@@ -28,6 +28,9 @@ _FREE_BYTES = 256
 _BATCH_BYTES = 256 * 2**20
 """Constants given to one session at most; a larger one gets a session of its own."""
 
+_BORDER = 400
+"""Inputs and outputs of one session; onnxruntime takes time quadratic in them (4,000: 3 s)."""
+
 _MOST_TRIES = 64
 """Sessions spent on finding out which nodes the runtime cannot compute."""
 
@@ -70,7 +73,9 @@ def _constant_nodes(model: Model, findings: Findings, rule: str) -> list[ir.Node
     constants = deque(value for value in model.weights() if is_constant(model, value) and _numeric(value))
     while constants:
         for node in constants.popleft().consumers():
-            unknown[node] = unknown.get(node, len({value for value in node.inputs if value is not None})) - 1
+            if node not in unknown:
+                unknown[node] = len({value for value in node.inputs if value is not None})
+            unknown[node] -= 1
             if unknown[node]:
                 continue
             if why := _refusal(model, node):
@@ -163,15 +168,17 @@ class _Runtime:
         for done, batch in enumerate(batches):
             self._context.progress(done, len(batches), self._rule)
             self._compute(batch)
-        return [_Fold(tuple(group), tuple(_read_outside(group))) for group in self._connected(self._possible(nodes))]
+        groups = self._connected(self._possible(nodes))
+        return [_Fold(tuple(group), tuple(results)) for group in groups if (results := _read_outside(group))]
 
     def growth(self, fold: _Fold) -> int:
         """Bytes that taking the fold adds to the file: its results, less the weights that only it reads."""
-        added = sum(size for value in fold.results if (size := self.results[value].nbytes) > _FREE_BYTES)
-        nodes = set(fold.nodes)
+        added = (self.results[value].nbytes for value in fold.results)
+        inside = set(fold.nodes)
         weights = {value for node in fold.nodes for value in node.inputs if value is not None}
-        freed = sum(_bytes(value) for value in weights if nodes.issuperset(value.consumers()))
-        return added - freed
+        large = [value for value in weights if _bytes(value) > _FREE_BYTES]
+        freed = (_bytes(value) for value in large if inside.issuperset(value.consumers()))
+        return sum(size for size in added if size > _FREE_BYTES) - sum(freed)
 
     def shrunk(self, fold: _Fold) -> list[_Fold]:
         """What is left of a fold without the nodes that make large results of small inputs."""
@@ -233,6 +240,10 @@ class _Runtime:
             wanted = [value for value in _read_outside(nodes) if value not in self.results]
             if not wanted:
                 continue
+            halves = [nodes[len(nodes) // 2 :], nodes[: len(nodes) // 2]]
+            if len(nodes) > 1 and len(wanted) + len(set(_read_from_outside(nodes))) > _BORDER:
+                waiting += halves
+                continue
             try:
                 if not self._keep(self._evaluate(nodes, wanted)):
                     waiting.append(nodes)
@@ -245,7 +256,7 @@ class _Runtime:
                     self.refuse(culprit, str(error))
                     waiting.append(nodes)
                 else:
-                    waiting += [nodes[len(nodes) // 2 :], nodes[: len(nodes) // 2]]
+                    waiting += halves
 
     def _keep(self, outputs: Mapping[ir.Value, Any]) -> bool:
         """Take results in; False when some are none, so that what leads to them is to be got instead."""
@@ -278,8 +289,7 @@ class _Runtime:
         """
         copies: dict[ir.Value, ir.Value] = {}
         body = [_copy(node, copies) for node in nodes]
-        inside = set(nodes)
-        constants = {value: self._tensor(value) for value in copies if value.producer() not in inside}
+        constants = {value: self._tensor(value) for value in dict.fromkeys(_read_from_outside(nodes))}
         outputs = [copies[value] for value in wanted]
         if through is not None:
             body += [ir.node(through, [value]) for value in outputs]
@@ -291,8 +301,7 @@ class _Runtime:
         graph = ir.Graph([copies[value] for value in constants], outputs, nodes=body, name="constants",
                          opset_imports={"": self._model.opset})  # fmt: skip
         model = ir.Model(graph, ir_version=max(self._model.ir.ir_version, 4))
-        with _mapped(constants) as arrays:
-            feeds = {copies[value].name or "": array for value, array in arrays.items()}
+        with _mapped({copies[value].name or "": tensor for value, tensor in constants.items()}) as feeds:
             found = self._context.evaluate(model, feeds)
         return {value: found[output.name or ""] for value, output in zip(wanted, outputs, strict=True)}
 
@@ -318,10 +327,10 @@ def _copy(node: ir.Node, copies: dict[ir.Value, ir.Value]) -> ir.Node:
 
 
 @contextlib.contextmanager
-def _mapped(tensors: Mapping[ir.Value, ir.TensorProtocol]) -> Iterator[dict[ir.Value, npt.NDArray[Any]]]:
+def _mapped(tensors: Mapping[str, ir.TensorProtocol]) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """The tensors as arrays; what had to be mapped for it is released afterwards."""
     fresh = [tensor for tensor in tensors.values() if isinstance(tensor, ir.ExternalTensor) and tensor.raw is None]
-    arrays = {value: tensor.numpy() for value, tensor in tensors.items()}
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     try:
         yield arrays
     finally:
@@ -354,6 +363,14 @@ def _read_outside(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     inside = dict.fromkeys(nodes)
     made = (value for node in inside for value in node.outputs)
     return [value for value in made if any(reader not in inside for reader in value.consumers())]
+
+
+def _read_from_outside(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
+    """The values that the nodes read and do not make."""
+    inside = dict.fromkeys(nodes)
+    for value in (value for node in inside for value in node.inputs if value is not None):
+        if value.producer() not in inside:
+            yield value
 
 
 def _named(error: str, nodes: Iterable[ir.Node]) -> ir.Node | None:

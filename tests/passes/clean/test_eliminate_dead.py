@@ -1,5 +1,6 @@
 """eliminate-dead: all that no output depends on goes, nothing else does."""
 
+import itertools
 import time
 from typing import Any
 
@@ -24,7 +25,8 @@ def cleaned(text: str) -> Model:
 
 
 def test_dead_chains_go_with_their_weights(exact: Any, ops: Any) -> None:
-    text = f"""{HEAD} g (float[2] x) => (float[2] y) <float[2] w = {{1, 2}}, float[2] v = {{3, 4}}, float[2] u = {{5, 6}}>
+    text = f"""{HEAD} g (float[2] x) => (float[2] y)
+        <float[2] w = {{1, 2}}, float[2] v = {{3, 4}}, float[2] u = {{5, 6}}>
         {{ y = Add(x, w) a = Mul(y, v) b = Neg(a) c = Add(b, a) }}"""
     model, findings = exact(text, EliminateDead())
     assert ops(model) == ["Add"]
@@ -134,8 +136,7 @@ def test_twenty_thousand_nodes(wide: bool) -> None:
     count = 20_000
     names = [f"t{i}" for i in range(count + 1)]
     nodes = [
-        helper.make_node("Neg", ["t0" if wide else before], [after])
-        for before, after in zip(names, names[1:], strict=False)
+        helper.make_node("Neg", ["t0" if wide else before], [after]) for before, after in itertools.pairwise(names)
     ]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("t0", "y"))
     graph = helper.make_graph([*nodes, helper.make_node("Abs", ["t0"], ["y"])], "g", [x], [y])

@@ -1,5 +1,6 @@
 """eliminate-identity: all Identity nodes go that no graph output needs; names of outputs stay."""
 
+import itertools
 import time
 from typing import Any
 
@@ -123,8 +124,7 @@ def test_twenty_thousand_nodes(wide: bool, backwards: bool) -> None:
     count = 20_000
     names = [f"t{i}" for i in range(count + 1)]
     nodes = [
-        helper.make_node("Identity", ["t0" if wide else before], [after])
-        for before, after in zip(names, names[1:], strict=False)
+        helper.make_node("Identity", ["t0" if wide else before], [after]) for before, after in itertools.pairwise(names)
     ]
     nodes.append(helper.make_node("Neg", [names[-1]], ["y"]))
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("t0", "y"))

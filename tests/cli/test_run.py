@@ -1,0 +1,313 @@
+"""`onnxopt run`: where recipes and data come from, what is written and printed, and when nothing is done."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+
+from onnxopt.models.builders import Sketch
+
+Cli = Callable[..., Any]
+Tiny = Callable[..., onnx.ModelProto]
+
+CLEAN = ("-p", "clean")
+RUN = ("run", "tiny.onnx", "-o", "out.onnx")
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def report(path: str = "report.json") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(path).read_text(), parse_constant=pytest.fail)
+    return content
+
+
+def test_the_main_job(cli: Cli, digits: Path) -> None:
+    before = names(digits)
+    ran = cli(
+        "run", "cnn.onnx", "-o", "out.onnx", *CLEAN, "-p", "quantize-weights:bits=8,block_size=32",
+        "--data", "calib.npz", "--eval-data", "eval.npz", "--metric", "top1",
+    )  # fmt: skip
+    assert ran.code == 0
+    assert names(digits) - before == {"out.onnx", "report.json", "report.recipe.yaml"}
+    assert ran.out.startswith("verified end to end on 8 samples of calibration data\n")
+    assert "quantize-weights: changed" in ran.out
+    found = report()
+    assert found["metric"]["samples"] == len(np.load("eval.npz")["images"])
+    assert found["metric"]["before"] > 0.98
+    assert [step["name"] for step in found["steps"]][-2:] == ["clean", "quantize-weights"]
+    assert found["steps"][-1]["options"] == {"bits": 8, "block_size": 32} or found["steps"][-1]["options"] == {
+        "bits": 8
+    }
+    onnx.checker.check_model("out.onnx", full_check=True)
+
+
+def test_progress_goes_to_standard_error(cli: Cli, folder: Path) -> None:
+    ran = cli(*RUN, *CLEAN)
+    assert [line.partition("] ")[2] for line in ran.err.splitlines()][-2:] == ["clean", "measuring and writing"]
+
+
+def test_json_is_all_that_is_printed(cli: Cli, folder: Path) -> None:
+    ran = cli(*RUN, *CLEAN, "--json")
+    assert ran.code == 0
+    assert ran.err == ""
+    assert json.loads(ran.out, parse_constant=pytest.fail) == report()
+
+
+def test_quiet_is_silent(cli: Cli, folder: Path) -> None:
+    ran = cli(*RUN, *CLEAN, "--quiet")
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert (folder / "out.onnx").exists()
+
+
+def test_samples_are_counted_not_batches(cli: Cli, folder: Path) -> None:
+    assert "on 5 samples of calibration data" in cli(*RUN, *CLEAN, "--data", "x.npz", "--set", "verify.samples=5").out
+    assert "on 1 sample of calibration data" in cli(*RUN, *CLEAN, "--data", "x.npz", "--verify", "sample").out
+
+
+def test_structure_says_unverified_first(cli: Cli, folder: Path) -> None:
+    ran = cli(*RUN, *CLEAN, "--verify", "structure")
+    assert ran.code == 0
+    assert ran.out.startswith("UNVERIFIED END TO END: asked for by verify.level\n")
+    assert report()["verified"] is False
+
+
+# Recipes
+
+
+def test_recipe_then_passes_then_single_values(cli: Cli, folder: Path) -> None:
+    (folder / "r.yaml").write_text("passes:\n- eliminate-identity\n- clean\n")
+    ran = cli(
+        *RUN, "-r", "r.yaml", "-p", "quantize-weights:bits=4,min_elements=1", "--set", "passes.2.bits=2",
+        "--set", "verify.samples=3", "--verify", "structure",
+    )  # fmt: skip
+    assert ran.code == 0
+    assert report()["recipe"]["passes"] == [
+        "eliminate-identity", "clean", {"quantize-weights": {"bits": 2, "min_elements": 1}},
+    ]  # fmt: skip
+    assert report()["recipe"]["verify"] == {"level": "structure", "samples": 3}
+
+
+def test_the_resolved_recipe_runs_again(cli: Cli, folder: Path) -> None:
+    assert cli(*RUN, *CLEAN, "-p", "quantize-weights:bits=8", "--data", "x.npz").code == 0
+    first = (folder / "out.onnx").read_bytes()
+    again = cli(*RUN, "-r", "report.recipe.yaml", "--data", "x.npz")
+    assert again.code == 0
+    assert (folder / "out.onnx").read_bytes() == first
+
+
+def test_plain_names_take_single_values(cli: Cli, folder: Path) -> None:
+    (folder / "r.yaml").write_text("passes: [clean]\nverify: structure\n")
+    assert cli(*RUN, "-r", "r.yaml", "--set", "verify.samples=2", "--target", "portable").code == 0
+    assert report()["recipe"]["verify"] == {"level": "structure", "samples": 2}
+    assert report()["recipe"]["target"]["name"] == "portable"
+
+
+def test_keys_without_a_value_are_defaults(cli: Cli, folder: Path) -> None:
+    (folder / "r.yaml").write_text("passes: [clean]\ndata:\nlimits:\nverify:\n")
+    assert cli(*RUN, "-r", "r.yaml", "--set", "limits.drift=1", "--dry-run").code == 0
+
+
+def test_force_order(cli: Cli, folder: Path) -> None:
+    ran = cli(*RUN, "-p", "quantize-weights:bits=8,min_elements=1", *CLEAN, "--force-order", "--verify", "structure")
+    assert ran.code == 0
+    assert [step["name"] for step in report()["steps"]][-2:] == ["quantize-weights", "clean"]
+
+
+@pytest.mark.parametrize("place", ["beside the recipe", "in the working folder", "in both"])
+def test_where_a_recipes_data_are_found(cli: Cli, folder: Path, place: str) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "r.yaml").write_text("passes: [clean]\ndata: {calibration: d.npz}\n")
+    near, here = (np.ones((count, 8), np.float32) for count in (20, 30))
+    if place != "in the working folder":
+        np.savez("sub/d.npz", x=near)
+    if place != "beside the recipe":
+        np.savez("d.npz", x=here)
+    ran = cli(*RUN, "-r", "sub/r.yaml", "--dry-run", "--json")
+    assert ran.code == 0
+    described = json.loads(json.loads(ran.out)["data"])
+    assert described["calibration"]["samples"] == (24 if place == "in the working folder" else 16)
+
+
+# Code
+
+
+@pytest.fixture
+def code(folder: Path) -> Path:
+    """A module `feeding_NAME.py`, importable once under that name."""
+    module = folder / f"feeding_{folder.name}.py".replace("-", "_")
+    module.write_text("import numpy as np\ndef feeds():\n    return [{'x': np.ones((2, 8), np.float32)}] * 10\n")
+    return module
+
+
+def test_code_from_the_command_line(cli: Cli, code: Path) -> None:
+    assert cli(*RUN, *CLEAN, "--data", f"{code.stem}:feeds", "--dry-run").code == 0
+
+
+def test_code_from_a_recipe_file_needs_leave(cli: Cli, code: Path) -> None:
+    Path("r.yaml").write_text(f"passes: [clean]\ndata: {{calibration: '{code.stem}:feeds'}}")
+    assert cli(*RUN, "-r", "r.yaml", "--dry-run").code == 2
+    assert cli(*RUN, "-r", "r.yaml", "--dry-run", "--data", "x.npz").code == 0
+    assert cli(*RUN, "-r", "r.yaml", "--dry-run", "--allow-code").code == 0
+
+
+def test_a_metric_from_the_command_line(cli: Cli, code: Path) -> None:
+    code.write_text("def score(outputs, labels):\n    return [1.0] * len(outputs['y'])\n")
+    Path("r.yaml").write_text("passes: [clean]\ndata: {evaluation: x.npz}")
+    given = (*RUN, "-r", "r.yaml", "--dry-run", "--metric")
+    assert cli(*given, f"{code.stem}:score").code == 0
+    assert cli(*given, f"{code.stem}:no").code == 3
+
+
+# Where things go
+
+
+def test_dry_run_writes_nothing(cli: Cli, folder: Path) -> None:
+    before = names(folder)
+    ran = cli(*RUN, *CLEAN, "--dry-run", "--data", "x.npz", "--report", "r", "--work", "w")
+    assert ran.code == 0
+    assert "eliminate-identity" in ran.out
+    assert names(folder) == before
+
+
+def test_report_folder(cli: Cli, folder: Path) -> None:
+    assert cli(*RUN, *CLEAN, "--verify", "structure", "--report", "deep/er").code == 0
+    assert names(folder / "deep" / "er") == {"report.json", "report.recipe.yaml"}
+    assert not (folder / "report.json").exists()
+    assert yaml.safe_load((folder / "deep" / "er" / "report.recipe.yaml").read_text())["passes"] == ["clean"]
+
+
+def test_work_folder_is_kept(cli: Cli, folder: Path) -> None:
+    given = (*RUN, *CLEAN, "--verify", "structure", "--work", "w")
+    assert cli(*given).code == 0
+    assert (folder / "w" / "state.json").exists()
+    assert "out.onnx.work" not in names(folder)
+    assert cli(*given, "--resume").code == 0
+
+
+def test_in_place(cli: Cli, digits: Path) -> None:
+    before = (digits / "cnn.onnx").stat().st_size
+    ran = cli(
+        "run", "cnn.onnx", "-o", "cnn.onnx", "-p", "quantize-weights:bits=4,block_size=16,min_elements=1",
+        "--accept-loss", "--data", "calib.npz", "--eval-data", "eval.npz", "--metric", "relative_l2", "--json",
+    )  # fmt: skip
+    assert ran.code == 0
+    found = json.loads(ran.out)
+    assert found["before"]["file_bytes"] == before
+    assert found["metric"]["before"] == 0, "the original is measured, not what took its place"
+    assert found["metric"]["after"] > 0
+
+
+def test_in_place_with_external_data(cli: Cli, folder: Path, tiny: Tiny) -> None:
+    model = tiny(400)
+    content = model.graph.initializer[0].raw_data
+    onnx.save(model, "big.onnx", save_as_external_data=True, location="big.onnx.data", size_threshold=0)
+    for _ in range(2):
+        assert cli("run", "big.onnx", "-o", "big.onnx", *CLEAN, "--verify", "structure").code == 0
+        (weight,) = onnx.load("big.onnx").graph.initializer
+        assert onnx.numpy_helper.to_array(weight).tobytes() == content
+    used = onnx.load("big.onnx", load_external_data=False).graph.initializer[0].external_data[0].value
+    assert [path.name for path in folder.glob("big*.data")] == [used]
+
+
+# What decides
+
+
+def test_if_changed(cli: Cli, folder: Path, tiny: Tiny) -> None:
+    given = (*RUN, *CLEAN, "--data", "x.npz", "--if-changed", "--verify", "structure")
+
+    def runs(*arguments: str) -> bool:
+        stamp = (folder / "report.json").stat().st_mtime_ns if (folder / "report.json").exists() else 0
+        ran = cli(*arguments)
+        assert ran.code == 0
+        again = (folder / "report.json").stat().st_mtime_ns != stamp
+        assert ("is up to date" in ran.out) is not again
+        return again
+
+    assert runs(*given)
+    assert not runs(*given)
+    np.savez("x.npz", x=np.ones((40, 8), np.float32))
+    assert runs(*given)
+    assert runs(*given, "--set", "verify.samples=4")
+    assert not runs(*given, "--set", "verify.samples=4")
+    onnx.save(tiny(9), "tiny.onnx")
+    assert runs(*given)
+    (folder / "out.onnx").write_bytes(b"")
+    assert runs(*given)
+    assert not runs(*given)
+    assert cli(*given, "--quiet").out == ""
+
+
+def test_shape(cli: Cli, folder: Path) -> None:
+    assert cli(*RUN, *CLEAN, "--shape", "x:3,8").code == 0
+    assert report()["sizes"] == {"x": [3, 8]}
+    assert report()["before"]["macs"] == 3 * 8 * 8
+
+
+def test_shape_of_one_of_two_inputs(cli: Cli, folder: Path) -> None:
+    sketch = Sketch()
+    x, y = sketch.input("x", ["n", 8]), sketch.input("y", ["m", 8])
+    sketch.output(sketch.node("Relu", x), ["n", 8])
+    sketch.output(sketch.node("Relu", y), ["m", 8])
+    onnx.save(sketch.model(), "two.onnx")
+    np.savez("two.npz", x=np.ones((6, 8), np.float32), y=np.ones((6, 8), np.float32))
+    assert cli("run", "two.onnx", "-o", "out.onnx", *CLEAN, "--data", "two.npz", "--shape", "x:3,8").code == 0
+    sizes = report()["sizes"]
+    assert sizes["x"] == [3, 8]
+    assert sizes["y"][1] == 8
+
+
+BAD = ("-p", "quantize-weights:bits=2,min_elements=1")
+
+
+def test_a_limit_that_is_passed(cli: Cli, folder: Path) -> None:
+    (folder / "out.onnx").write_bytes(b"old")
+    before = names(folder)
+    ran = cli(*RUN, *BAD, "--data", "x.npz", "--set", "limits.drift=0.001")
+    assert "limits.drift" in ran.refusal(4)
+    assert names(folder) == before
+    assert (folder / "out.onnx").read_bytes() == b"old"
+
+
+def test_a_pass_that_is_skipped(cli: Cli, folder: Path) -> None:
+    ran = cli(*RUN, *CLEAN, *BAD, "--data", "x.npz", "--set", "limits.drift=0.001", "--on-violation", "skip", "--quiet")
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    outcomes = {step["name"]: step["outcome"] for step in report()["steps"]}
+    assert outcomes["quantize-weights"] == "rolled back"
+    assert outcomes["clean"] == "changed"
+
+
+def test_a_collapse_may_be_accepted(cli: Cli, folder: Path) -> None:
+    """Weights that are equal but for a little become equal, and so do the classes."""
+    sketch = Sketch()
+    weight = np.float32(1) + np.eye(8, dtype=np.float32) * np.float32(1e-3)
+    x = sketch.input("x", ["n", 8])
+    x = sketch.node("Sub", x, sketch.node("ReduceMean", x, sketch.weight("axes", np.array([1]))))
+    sketch.output(sketch.node("MatMul", x, sketch.weight("w", weight)), ["n", 8])
+    onnx.save(sketch.model(), "tiny.onnx")
+    given = (*RUN, "-p", "quantize-weights:bits=4,min_elements=1", "--data", "x.npz")
+    assert "quantize-weights" in cli(*given).refusal(4)
+    assert not (folder / "out.onnx").exists()
+    assert cli(*given, "--accept-loss").code == 0
+    assert (folder / "out.onnx").exists()
+
+
+def test_traceback_anywhere(cli: Cli, folder: Path) -> None:
+    for given in (("--traceback", *RUN, "-p", "claen"), (*RUN, "-p", "claen", "--traceback")):
+        ran = cli(*given)
+        assert ran.code == 2
+        assert "Traceback (most recent call last)" in ran.err
+        assert ran.err.splitlines()[-1].startswith("error: passes.0: no pass named 'claen'")
+
+
+def test_in_a_process_of_its_own(spawn: Cli, folder: Path) -> None:
+    ran = spawn(*RUN, *CLEAN)
+    assert ran.code == 0
+    assert ran.out.startswith("verified end to end")
+    assert "Traceback" not in ran.err
