@@ -87,13 +87,15 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 def proto_scopes(model: onnx.ModelProto) -> Iterator[ProtoScope]:
     """The main graph, the functions, and after each the subgraphs inside it."""
-    for scope in (model.graph, *model.functions):
+    outer: list[ProtoScope] = [model.graph, *model.functions]
+    for scope in outer:
         yield from graph_scopes(scope)
 
 
 def scopes(model: ir.Model) -> Iterator[Scope]:
     """The same, in the same order, of a model in memory."""
-    for scope in (model.graph, *model.functions.values()):
+    outer: list[Scope] = [model.graph, *model.functions.values()]
+    for scope in outer:
         yield from _inner(scope)
 
 

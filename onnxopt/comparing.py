@@ -90,7 +90,8 @@ def compare(reference: Sequence[Outputs], candidate: Sequence[Outputs], toleranc
 def measure(reference: Sequence[Outputs], candidate: Sequence[Outputs], own: Noise) -> Comparison:
     """How far the candidate went, when it may go far: only lost outputs, other types and new NaNs break it.
 
-    Integers and data-dependent sizes may differ; outputs whose sizes differ count as undecidable.
+    The drift of floats is their relative L2, that of integers and texts the share that differs, and infinite where
+    sizes differ (which data-dependent sizes may).
     """
     result = Comparison()
     for feed, name, x, y in _decidable(reference, candidate, own, result):
@@ -98,14 +99,23 @@ def measure(reference: Sequence[Outputs], candidate: Sequence[Outputs], own: Noi
         if x is None or y is None or x.dtype != y.dtype or x.ndim != y.ndim:
             form = "nothing" if y is None else f"{y.dtype} of rank {y.ndim}"
             result.broken.append(f"{where}: became {form}")
-        elif x.dtype.kind in _FLOATS and np.isfinite(_wide(x)).all() and not np.isfinite(_wide(y)).all():
+        elif x.shape != y.shape:
+            result.drift = np.inf
+            result.undecidable += 1
+        elif x.dtype.kind not in _FLOATS:
+            result.drift = max(result.drift, float(np.mean(x != y)) if x.size else 0.0)
+        elif _loses_numbers(x, y):
             result.drift = np.inf
             result.broken.append(f"{where}: holds NaN or infinities that the original does not give")
-        elif x.shape != y.shape:
-            result.undecidable += 1
-        elif x.dtype.kind in _FLOATS:
+        else:
             result.drift = max(result.drift, *map(_relative, *_rows(x, y)), 0.0)
     return result
+
+
+def _loses_numbers(x: Array, y: Array) -> bool:
+    """Whether y has NaN where x has none, or an infinity where x is finite."""
+    a, b = _wide(x), _wide(y)
+    return bool(np.any((np.isnan(b) & ~np.isnan(a)) | (np.isinf(b) & np.isfinite(a))))
 
 
 def _decidable(
@@ -128,23 +138,31 @@ def first_nan(outputs: Sequence[Outputs]) -> tuple[str, int] | None:
     return None
 
 
-def collapsed(reference: Sequence[Outputs], candidate: Sequence[Outputs]) -> list[str]:
+def judgeable(reference: Sequence[Outputs]) -> bool:
+    """Whether the collapse guard has anything to judge: an output that differs among at least three samples."""
+    return any(_varies(x) for _, x, _ in _stacked(reference, reference))
+
+
+def collapsed(reference: Sequence[Outputs], candidate: Sequence[Outputs], *, paired: bool = True) -> list[str]:
     """Why the candidate no longer says what the reference says; empty where it does.
 
     An output has collapsed when it is the same for every sample where the reference's is not, when its
     centred cosine with the reference's is 0.3 or less, or when some other pairing of the samples fits as well.
-    Fewer than three samples decide nothing.
+    Integers count as numbers. Fewer than three samples decide nothing.
+
+    Args:
+        paired: whether the cosine is looked at too; on random inputs only constancy tells anything.
     """
     reasons = []
     for name, x, y in _stacked(reference, candidate):
-        a, b = _centred(x), _centred(y)
-        spread = np.linalg.norm(a) / (np.linalg.norm(x) + 1e-30)
-        if spread < 1e-5:
+        if not _varies(x):
             continue
-        if np.linalg.norm(b) <= 1e-6 * np.linalg.norm(y) + 1e-30:
+        if not _varies(y):
             reasons.append(f"output {name} is the same for all {len(y)} samples; the original's is not")
             continue
-        cosines = _unit(a) @ _unit(b).T
+        if not paired:
+            continue
+        cosines = _unit(_centred(x)) @ _unit(_centred(y)).T
         own = float(np.mean(np.diag(cosines)))
         shuffled = max(float(np.mean(np.diag(np.roll(cosines, k, axis=1)))) for k in range(1, len(x)))
         if own <= 0.3:
@@ -152,6 +170,11 @@ def collapsed(reference: Sequence[Outputs], candidate: Sequence[Outputs]) -> lis
         elif own <= shuffled:
             reasons.append(f"output {name} fits other samples as well as its own ({shuffled:.2f} against {own:.2f})")
     return reasons
+
+
+def _varies(x: Array) -> bool:
+    """Whether the rows differ by more than rounding."""
+    return bool(np.linalg.norm(_centred(x)) > 1e-5 * np.linalg.norm(x) + 1e-30)
 
 
 def _compare_floats(result: Comparison, where: str, x: Array, y: Array, limit: float) -> None:
@@ -240,11 +263,11 @@ def _relative(a: Array, b: Array) -> float:
 
 
 def _stacked(reference: Sequence[Outputs], candidate: Sequence[Outputs]) -> Iterator[tuple[str, Array, Array]]:
-    """Float outputs of all samples as matrices `[samples, values]`, where samples agree in size."""
+    """Numeric outputs of all samples as matrices `[samples, values]`, where samples agree in size."""
     samples: dict[str, list[tuple[Array, Array]]] = {}
     for a, b in zip(reference, candidate, strict=True):
         for name, x, y in _pairs(a, b):
-            if x is not None and y is not None and x.shape == y.shape and x.dtype.kind in _FLOATS:
+            if x is not None and y is not None and x.shape == y.shape and x.dtype.kind in _FLOATS + "iub":
                 samples.setdefault(name, []).extend(
                     (_finite(_wide(u)).ravel(), _finite(_wide(v)).ravel()) for u, v in zip(*_rows(x, y), strict=True)
                 )

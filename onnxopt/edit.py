@@ -67,7 +67,8 @@ class Edit:
     @property
     def touched(self) -> list[ir.Node]:
         """Nodes that stay and compute something else afterwards: other weights, inputs or attributes."""
-        users = [user for value, _ in self._replaced for user, _ in value.uses()]
+        read_anew = (*(value for value, _ in self._replaced), *(old for old, _ in self._rewired))
+        users = [user for value in read_anew for user, _ in value.uses() if user not in self.inserted]
         changed = [*(node for node, *_ in self._inputs), *(node for node, *_ in self._attributes)]
         return [node for node in dict.fromkeys((*users, *changed)) if node not in self._removed]
 
@@ -79,7 +80,7 @@ class Edit:
         """A new initializer, in the main graph unless another is given; it may be used before the edit is applied."""
         content = as_tensor(tensor, stem)
         value = ir.Value(
-            name=stem, shape=ir.Shape(content.shape), type=ir.TensorType(content.dtype), const_value=content
+            name=stem, shape=ir.Shape(content.shape.numpy()), type=ir.TensorType(content.dtype), const_value=content
         )
         self._added.append((value, graph))
         return value
@@ -123,7 +124,7 @@ class Edit:
             model.ir.opset_imports.setdefault(domain, version)
         for value, tensor in self._replaced:
             value.const_value = tensor
-            value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+            value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
         for value, graph in self._added:
             _name(model, value, value.name or "weight")
             _place_weight(model, value, model.graph if graph is None else graph)
@@ -132,10 +133,10 @@ class Edit:
         inserted = set(self.inserted)
         for old, new in self._rewired:
             _rewire(model, old, new, inserted)
-        for node, index, value in self._inputs:
+        for node, index, source in self._inputs:
             if index >= len(node.inputs):
                 node.resize_inputs(index + 1)
-            node.replace_input_with(index, value)
+            node.replace_input_with(index, source)
         for node, name, content in self._attributes:
             _set_attribute(node, name, content)
         self._take_out(model, orphans)
@@ -156,6 +157,12 @@ class Edit:
         for old, new in self._rewired:
             if old.dtype is not None and new.dtype is not None and old.dtype != new.dtype:
                 raise self._refusal(f"{old.name} is {old.dtype} and cannot be replaced by {new.name}, a {new.dtype}")
+        for insertion in self._insertions:
+            if insertion.anchor.graph is None:
+                raise self._refusal(f"{_label(insertion.anchor)} is in no graph; nothing can be inserted beside it")
+        for node, _, _ in self._inputs:
+            if node.graph is None and node not in inserted:
+                raise self._refusal(f"{_label(node)} is in no graph; its inputs cannot be set")
         for value, _ in self._replaced:
             if not value.is_initializer():
                 raise self._refusal(f"{value.name} is not an initializer and has no weight to replace")

@@ -60,8 +60,12 @@ class Limits(BaseModel):
     drift: PositiveFloat | None = Field(None, description="largest relative L2 of an output, as deployed")
 
     def with_(self, own: "Limits | None") -> "Limits":
-        """These limits, with those that a pass states for itself in their place."""
-        return self.model_copy(update=own.model_dump(exclude_none=True)) if own else self
+        """These limits and those that a pass states for itself: the stricter of each."""
+        if own is None:
+            return self
+        pairs = ((self.metric_drop, own.metric_drop), (self.drift, own.drift))
+        drop, drift = (min((limit for limit in pair if limit is not None), default=None) for pair in pairs)
+        return Limits(metric_drop=drop, drift=drift)
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,13 @@ def parts(pass_: Pass) -> list[Pass]:
     return [inner for part in pass_.expand() for inner in ([pass_] if part is pass_ else parts(part))]
 
 
+def separated(pass_: Pass) -> list[Pass]:
+    """A composite of exact and lossy parts as steps of their own: exact parts are held to exactness."""
+    inner = parts(pass_)
+    mixed = len({isinstance(part.contract, Exact) for part in inner}) > 1
+    return inner if mixed else [pass_]
+
+
 def contract_of(pass_: Pass) -> Contract:
     """A composite promises what the weakest of its parts promises."""
     exact: list[Exact] = []
@@ -281,4 +292,5 @@ def _checked(name: str, found: object, package: str = "onnxopt") -> type[Pass]:
 __all__ = [
     "PHASES", "Change", "Context", "Contract", "Declined", "Exact", "Findings", "Limits", "Lossy", "Pass", "Phase",
     "Target", "contract_of", "make", "parts", "pass_class", "pass_names", "reshapes",
+    "separated",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from onnxopt.context import RunContext, embedded
 from onnxopt.errors import ContractViolation, DataError, ModelError, OnnxOptError, RecipeError
 from onnxopt.measuring import Measuring
 from onnxopt.model import Model, Source, load
-from onnxopt.passing import Exact, Findings, Limits, Lossy, Pass, contract_of, make, parts, reshapes
+from onnxopt.passing import Exact, Findings, Limits, Lossy, Pass, contract_of, make, parts, reshapes, separated
 from onnxopt.recipe import Recipe
 from onnxopt.report import Facts, Report, Step, facts, versions
 from onnxopt.reproduce import reproduce
@@ -135,7 +135,7 @@ class _Run:
         self.workdir = WorkDir(folder, self.digests, resume=settings.resume)
         self.path = self._original_file()
         self.external = any(isinstance(v.const_value, ir.ExternalTensor) for v in self.original.weights())
-        self.steps = [*map(make, PREPARATION), *recipe.passes]
+        self.steps = [*map(make, PREPARATION), *(step for pass_ in recipe.passes for step in separated(pass_))]
 
     def run(self) -> Result:
         inputs = self.inputs
@@ -185,7 +185,7 @@ class _Run:
             findings = self._apply(pass_, model, index)
             if not findings.changed:
                 self._commit(index, findings, time.monotonic() - started, None, None, None)
-                return model
+                return load(before)  # whatever a pass does without saying so ends here
             model.save(candidate, external_data=self.external)
             verdict, accept = self._judge(pass_, candidate, model, before)
         except ContractViolation as violation:
@@ -297,7 +297,8 @@ class _Run:
             if step.outcome == "changed":
                 model.record(_history(step))
         if self.output is not None:
-            model.save(self.output, external_data=self.external)
+            if self.workdir.must_write(_digest_of(self.output)):
+                model.save(self.output, external_data=self.external)
             model = load(self.output)
         else:
             model = load(embedded(model.ir))
@@ -364,6 +365,14 @@ def plan(steps: Sequence[Pass]) -> list[Pass]:
 def _batches(done: Sequence[Mapping[str, Any]]) -> int | None:
     """How many batches a killed run compared outputs on: the same go on, for drift is written into the file."""
     return next((record["verdict"]["batches"] or None for record in done if record.get("verdict")), None)
+
+
+def _digest_of(output: Path) -> str:
+    """Digest of the output that is there, whatever it is; empty where there is none."""
+    try:
+        return digest(output) if output.is_file() else ""
+    except ModelError:
+        return "damaged"
 
 
 def _history(step: Step) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Rewrites:
         heirs = [follow.get(value, value) for value in region_outputs(old_nodes)]
 
         def check() -> None:
-            renamed = {str(name): str(heir.name) for name, heir in zip(names, heirs, strict=True)}
+            renamed = {str(name): heir for name, heir in zip(names, heirs, strict=True)}
             self._check(edit.rule, old, _in_order([*edit.inserted, *staying]), renamed)
 
         return check
@@ -73,10 +73,10 @@ class Rewrites:
     def summary(self) -> str:
         """One line about what was run. A pass that puts a whole other graph in place makes no rewrites."""
         if self.checked + self.unchecked == 0:
-            return "nothing that it did could be run by itself"
+            return "UNCHECKED: nothing that it did could be run by itself"
         return f"{self.checked} rewrites run on random inputs (drift {self.drift:.1e}), {self.unchecked} not run"
 
-    def _check(self, rule: str, old: Model, new_nodes: Sequence[ir.Node], renamed: Mapping[str, str]) -> None:
+    def _check(self, rule: str, old: Model, new_nodes: Sequence[ir.Node], heirs: Mapping[str, ir.Value]) -> None:
         try:
             feeds = self._feeds(old)
             before = self.evaluate(old.ir, feeds)
@@ -84,12 +84,18 @@ class Rewrites:
         except OnnxOptError as error:
             self._skip(error)
             return
+        after |= {v.name: v.const_value.numpy() for v in heirs.values() if v.name and v.const_value is not None}
+        if any(heir.name not in after for heir in heirs.values()):
+            self._skip(OnnxOptError("what it put in place is not there to compare"))
+            return
         self.checked += 1
-        pairs = [(before[name], after[heir]) for name, heir in renamed.items() if name in before and heir in after]
         quiet = Noise({}, frozenset())
-        for a, b in pairs:
+        for name, heir in heirs.items():
             found = comparing.compare(
-                [{rule: a}], [{rule: b}], np.inf if self.tolerance is None else self.tolerance, quiet
+                [{rule: before[name]}],
+                [{rule: after[str(heir.name)]}],
+                np.inf if self.tolerance is None else self.tolerance,
+                quiet,
             )
             self.drift = max(self.drift, found.drift)
             self.broken += [f"rewrite {line.removeprefix('output ')}" for line in found.broken]

@@ -9,6 +9,7 @@ import glob
 import hashlib
 import itertools
 import logging
+import mmap
 import os
 import re
 import secrets
@@ -214,7 +215,7 @@ def _plan(model: ir.Model, path: Path, external: bool | None) -> _Plan:
     own = _own_data_names(path)
     sources = {Path(place.tensor.path) for place in found if isinstance(place.tensor, ir.ExternalTensor)}
     taken = own | {source.name for source in sources if source.parent == path.parent}
-    location = next(name for name in _data_names(path) if name not in taken)
+    location = next(name for name in _data_names(path) if name not in taken and not _is_needed(name, path))
     return _Plan(weights, inner, location, own)
 
 
@@ -232,6 +233,19 @@ def _data_names(path: Path) -> Iterator[str]:
     """`NAME.data`, then numbered names for when that one is still needed by the present model file."""
     yield f"{path.name}.data"
     yield from (f"{path.name}.{count}.data" for count in itertools.count(1))
+
+
+def _is_needed(name: str, path: Path) -> bool:
+    """Whether a data file of that name exists and another model in the folder speaks of it: it may be renamed."""
+    if not path.with_name(name).exists():
+        return False
+    others = (file for file in path.parent.glob("*.onnx") if file.name != path.name and file.stat().st_size)
+    return any(_mentions(file, name.encode()) for file in others)
+
+
+def _mentions(file: Path, text: bytes) -> bool:
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text) >= 0
 
 
 def _own_data_names(path: Path) -> frozenset[str]:
@@ -268,13 +282,14 @@ def _skeleton(model: ir.Model, plan: _Plan) -> onnx.ModelProto:
 
 def _reference(weight: _Weight, location: str, folder: str | Path = "") -> ir.ExternalTensor:
     length = 0 if weight.offset is None else weight.tensor.nbytes
+    shape = ir.Shape(weight.tensor.shape.numpy())
     return ir.ExternalTensor(
-        location, weight.offset or 0, length, weight.tensor.dtype, shape=weight.tensor.shape, name=weight.place.name,
+        location, weight.offset or 0, length, weight.tensor.dtype, shape=shape, name=weight.place.name,
         doc_string=weight.tensor.doc_string, metadata_props=dict(weight.tensor.metadata_props), base_dir=folder,
     )  # fmt: skip
 
 
-def _embedded(weight: _Weight) -> ir.Tensor:
+def _embedded(weight: _Weight) -> ir.TensorProtocol:
     """The values in memory."""
     return ir.Tensor(
         np.array(weight.tensor.numpy()), dtype=weight.tensor.dtype, name=weight.place.name,

@@ -362,7 +362,15 @@ def _speaking_of(task: str) -> Iterator[None]:
     G_LOGGER.severity = G_LOGGER.ERROR
     try:
         yield
-    except (OnnxGraphSurgeonException, AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        OnnxGraphSurgeonException,
+        AssertionError,
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"graphsurgeon cannot {task}: {why}") from error
     finally:

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 Feed = Mapping[str, Any]
 
 _SEED = 1.0
+_PATIENCE = 120.0
+"""Seconds (or 20 times `max_seconds`) after which a call is ended: a loop may have lost its end."""
+
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
@@ -89,6 +92,8 @@ class Verifier:
         self._previous: list[Outputs] = []
         self._noise = Noise({}, frozenset())
         self._full_check = True
+        self._guarded = True
+        self._seeded: dict[tuple[Path, int, int], tuple[Path, bool]] = {}
         self.level: Level = config.level
         self.unverified: str | None = None
         """Why nothing was verified end to end; None where everything was."""
@@ -106,6 +111,8 @@ class Verifier:
             for name, size in self._noise.relative.items()
             if size > comparing.WAVERING
         ]
+        if not self._guarded:
+            notes.append("the collapse guard had nothing to judge: it needs an output that differs among three samples")
         if self._noise.unstable:
             names = ", ".join(sorted({name for name, _ in self._noise.unstable}))
             notes.append(f"the original does not agree with itself in {names}: nothing is decided where it does not")
@@ -151,6 +158,14 @@ class Verifier:
             return
         self._previous = self._reference
         self._refuse_nan()
+        self._settle_guard()
+
+    def _settle_guard(self) -> None:
+        """Where nothing or too little is held back, the guard looks at the samples that outputs are compared on."""
+        if not comparing.judgeable(self._guard_outputs):
+            self._guard = self._feeds
+            self._guard_outputs = self._deployed or self._run(self._original, SessionMode.DEPLOYED, self._feeds)
+            self._guarded = comparing.judgeable(self._guard_outputs)
 
     def resume_from(self, state: Path) -> None:
         """Hold the next exact pass to the outputs of a state that was accepted before."""
@@ -193,7 +208,8 @@ class Verifier:
             judged = comparing.compare(self._previous, outputs, contract.tolerance or self._tolerance, self._noise)
         broken = list(judged.broken)
         if guard and self._guard and not broken:
-            broken += comparing.collapsed(self._guard_outputs, self._run(candidate, SessionMode.DEPLOYED, self._guard))
+            guarded = self._run(candidate, SessionMode.DEPLOYED, self._guard)
+            broken += comparing.collapsed(self._guard_outputs, guarded, paired=self._real_data)
         deployed = None
         if self.level == "full":
             as_deployed = self._run(candidate, SessionMode.DEPLOYED, self._feeds)
@@ -212,8 +228,13 @@ class Verifier:
     def _run(self, path: Path, mode: SessionMode, feeds: Sequence[Feed]) -> list[Outputs]:
         if not feeds:
             return []
-        path, random = _seeded(path, self._scratch)
-        outputs: list[Outputs] = self._worker.call(run_afresh if random else run_batches, str(path), mode, list(feeds))
+        version = (path, path.stat().st_mtime_ns, path.stat().st_ino)
+        if version not in self._seeded:
+            self._seeded[version] = _seeded(path, self._scratch)
+        seeded, random = self._seeded[version]
+        function = run_afresh if random else run_batches
+        limit = max(_PATIENCE, 20 * self._config.max_seconds)
+        outputs: list[Outputs] = self._worker.call(function, str(seeded), mode, list(feeds), timeout=limit)
         return outputs
 
     def _check_original(self) -> None:

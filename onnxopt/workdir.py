@@ -33,6 +33,7 @@ class WorkDir:
         self.folder = folder
         self._key = dict(key)
         self._done: list[dict[str, Any]] = []
+        self._replaced: str | None = None
         self._stored = 0
         self._prepare()
         if resume:
@@ -64,6 +65,19 @@ class WorkDir:
         self._drop_stored()
         if state is not None and before is not None and before != state:
             _remove_model(before)
+
+    def must_write(self, present: str) -> bool:
+        """Whether the output is still to be written.
+
+        Args:
+            present: digest of the output that is there now. Where it is not the one that was there when a killed
+                run set out to write, that run had got as far as replacing it.
+        """
+        if self._replaced is not None and present != self._replaced:
+            return False
+        self._replaced = present
+        self._write_state()
+        return True
 
     def store(self, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.ExternalTensor:
         """Write an array once and map it: a tensor whose memory is the page cache's.
@@ -109,7 +123,7 @@ class WorkDir:
             return
         try:
             state = json.loads(path.read_text())
-            key, done = dict(state["key"]), list(state["done"])
+            key, done, replaced = dict(state["key"]), list(state["done"]), state["replaced"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(f"cannot resume: {path} cannot be read; run without --resume") from error
         changed = [name for name, digest in self._key.items() if key.get(name) != digest]
@@ -117,7 +131,7 @@ class WorkDir:
             raise RecipeError(
                 f"cannot resume: {', '.join(changed)} differ from the run in {self.folder}; run without --resume"
             )
-        self._done = done
+        self._done, self._replaced = done, replaced
         last = self.last_state()
         if last is not None and not last.is_file():
             raise RecipeError(f"cannot resume: {last} is missing; run without --resume")
@@ -131,7 +145,7 @@ class WorkDir:
         temporary = self.folder / f".{_STATE}.tmp"
         try:
             with temporary.open("w") as file:
-                json.dump({"key": self._key, "done": self._done}, file)
+                json.dump({"key": self._key, "done": self._done, "replaced": self._replaced}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.folder / _STATE)

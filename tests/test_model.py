@@ -48,7 +48,7 @@ def test_listed_initializers_are_no_inputs() -> None:
 def test_walks() -> None:
     model = load(RARE["nested-subgraphs"]())
     assert {value.name for value in model.weights()} >= {"outer", "middle", "innermost"}
-    assert [graph.name for graph in model.graphs()][0] == "nested-subgraphs"
+    assert next(model.graphs()).name == "nested-subgraphs"
     assert len(list(model.graphs())) == 6
     assert {node.op_type for node in model.nodes()} >= {"If", "Loop", "Tanh", "Neg"}
     assert model.opset == 18

@@ -17,9 +17,11 @@ import onnxopt.pipeline
 import onnxopt.verify
 from onnxopt import models
 from onnxopt.backends.worker import Worker
+from onnxopt.context import RunContext
 from onnxopt.errors import ContractViolation, DataError, RecipeError
+from onnxopt.measuring import Measuring
 from onnxopt.model import load
-from onnxopt.passing import pass_class
+from onnxopt.passing import make
 from onnxopt.pipeline import Result, Settings
 from onnxopt.recipe import build
 
@@ -50,7 +52,7 @@ def worker() -> Iterator[Worker]:
 def one_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """All runs of this file share a process: starting one takes longer than a run. Timing is left out too."""
     monkeypatch.setattr(onnxopt.pipeline, "Worker", lambda threads: nullcontext(worker))
-    monkeypatch.setattr(onnxopt.pipeline.Measuring, "latency", lambda self, candidate: None)
+    monkeypatch.setattr(Measuring, "latency", lambda self, candidate: None)
 
 
 Run = Callable[..., Result]
@@ -261,7 +263,7 @@ def test_a_composite_is_as_exact_as_its_weakest_part(worker: Worker) -> None:
         loose: str = "loose-weight"
 
         def expand(self) -> list[Pass]:
-            return [pass_class("clean")(), pass_class(self.loose)()]
+            return [make("clean"), make(self.loose)]
 
     assert contract_of(Both()) == Exact(tolerance=0.9)
     assert contract_of(Both(loose="lossy-scale")) == Lossy()
@@ -295,7 +297,7 @@ def test_external_weights_come_along_where_no_output_is_written(tmp_path: Path) 
 
 def test_a_changed_model_object_is_not_read_from_its_file(run: Run, tmp_path: Path) -> None:
     model = load(models.path("digits-cnn"))
-    pass_class("scale")(node="head/Gemm", factor=2.0).run(model, None)
+    make("scale", {"node": "head/Gemm", "factor": 2.0}).run(model, RunContext(model))
     run(["eliminate-dead"], model)
     ours, original = both(tmp_path)
     assert not np.allclose(ours[0], original[0])
@@ -321,13 +323,13 @@ def test_the_work_folder_stays_where_it_was_named(run: Run, tmp_path: Path) -> N
 
 def test_observed_shapes_go_with_the_model_that_showed_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    observe = onnxopt.pipeline.Measuring.observe
+    observe = Measuring.observe
 
     def watched(self: Any, model: Any, folder: Path) -> Any:
         seen.append(model.path.name)
         return observe(self, model, folder)
 
-    monkeypatch.setattr(onnxopt.pipeline.Measuring, "observe", watched)
+    monkeypatch.setattr(Measuring, "observe", watched)
     run(["clean", {"rescale": {"factor": 0.99}}, {"lossy-scale": {"factor": 0.99}}])
     assert seen == ["digits_cnn.onnx", "003.onnx"]
 

@@ -87,10 +87,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["onnxopt", *arguments])
-    try:
+    with pytest.raises(SystemExit) as ended:
         main()
-    except SystemExit as ended:
-        assert ended.code in {0, None}
+    assert ended.value.code in {0, None}
 
 
 def test_both_are_listed(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,10 +183,8 @@ def test_installed_by_pip(tmp_path: Path) -> None:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("needs setuptools to build a package without a network")
     target = tmp_path / "site"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", target, project],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", target, project], check=True, capture_output=True)
     root = Path(onnxopt.__file__).resolve().parents[1]
     listed = subprocess.run(
         [sys.executable, "-c", "from onnxopt.cli import main; main()", "passes", "--json"],

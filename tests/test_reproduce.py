@@ -16,7 +16,7 @@ from onnxopt.backends.worker import Worker
 from onnxopt.cli import main
 from onnxopt.context import RunContext
 from onnxopt.model import load
-from onnxopt.passing import Pass, parts, pass_class
+from onnxopt.passing import Pass, make, parts
 from onnxopt.reproduce import reproduce
 
 HELPERS = Path(__file__).parent / "helpers"
@@ -77,7 +77,7 @@ def broken_by(pass_: Pass, folder: Path) -> float:
 def test_few_nodes_that_show_it(
     tmp_path: Path, worker: Worker, name: str, options: dict[str, Any], model: str, node: str
 ) -> None:
-    pass_ = pass_class(name)(node=node, **options)
+    pass_ = make(name, {"node": node, **options})
     line = find(pass_, model, tmp_path, worker)
     assert f"pass {name}" in line
     assert node in line
@@ -92,7 +92,7 @@ def test_few_nodes_that_show_it(
 def test_weights_in_external_data_come_along(tmp_path: Path, worker: Worker) -> None:
     source, folder = tmp_path / "source.onnx", tmp_path / "found"
     load(models.path("digits-cnn")).save(source, external_data=True)
-    pass_ = pass_class("wrong-weight")(node="blocks.1.conv2/Conv")
+    pass_ = make("wrong-weight", {"node": "blocks.1.conv2/Conv"})
     feeds = [{"images": np.load(FOLDER / "digits.calib.npz")["images"][:4]}]
     reproduce([pass_], source, feeds, worker, folder, lambda model: RunContext(model, worker=worker))
     assert sorted(file.name for file in folder.iterdir()) == ["reproduce.npz", "reproduce.onnx"]
@@ -101,13 +101,13 @@ def test_weights_in_external_data_come_along(tmp_path: Path, worker: Worker) -> 
 
 
 def test_a_composite_is_bisected_to_its_part(tmp_path: Path, worker: Worker) -> None:
-    line = find(pass_class("half-wrong")(node="head/Gemm"), "digits-cnn", tmp_path, worker)
+    line = find(make("half-wrong", {"node": "head/Gemm"}), "digits-cnn", tmp_path, worker)
     assert "pass wrong-weight" in line
     assert len(list(load(tmp_path / "reproduce.onnx").graph)) < 10
 
 
 def test_a_rule_that_hits_many_nodes(tmp_path: Path, worker: Worker) -> None:
-    pass_ = pass_class("wrong-rewrite")(op="Sigmoid")
+    pass_ = make("wrong-rewrite", {"op": "Sigmoid"})
     line = find(pass_, "digits-cnn", tmp_path, worker)
     assert "rule relu" in line
     assert len(list(load(tmp_path / "reproduce.onnx").graph)) == 1
@@ -120,10 +120,10 @@ def test_a_feed_that_shows_it_is_found(tmp_path: Path, worker: Worker) -> None:
         '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) '
         "{ a = Abs (x)  b = Neg (a)  c = Relu (x)  y = Sub (c, b) }"
     )).save(source)  # fmt: skip
-    feeds = [{"x": np.float32([[1, 2]])}, {"x": np.float32([[1, -200]])}]
+    feeds = [{"x": np.array([[1, 2]], np.float32)}, {"x": np.array([[1, -200]], np.float32)}]
     folder = tmp_path / "found"
     line = reproduce(
-        [pass_class("wrong-rewrite")()], source, feeds, worker, folder, lambda model: RunContext(model, worker=worker)
+        [make("wrong-rewrite")], source, feeds, worker, folder, lambda model: RunContext(model, worker=worker)
     )
     assert "nodes show it" in line
     assert len(list(load(folder / "reproduce.onnx").graph)) <= 2
@@ -132,25 +132,25 @@ def test_a_feed_that_shows_it_is_found(tmp_path: Path, worker: Worker) -> None:
 
 
 def test_a_pass_that_fails_on_anything_is_shown_on_one_node(tmp_path: Path, worker: Worker) -> None:
-    line = find(pass_class("crash")(), "digits-cnn", tmp_path, worker)
+    line = find(make("crash"), "digits-cnn", tmp_path, worker)
     assert "ZeroDivisionError" in line
     assert len(list(load(tmp_path / "reproduce.onnx").graph)) == 1
 
 
 def test_nothing_to_show(tmp_path: Path, worker: Worker) -> None:
-    assert "does not show again" in find(pass_class("clean")(), "digits-cnn", tmp_path, worker)
+    assert "does not show again" in find(make("clean"), "digits-cnn", tmp_path, worker)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_limit_decides_for_lossy_passes(tmp_path: Path, worker: Worker) -> None:
-    pass_ = pass_class("lossy-scale")(node="head/Gemm", factor=0.9)
+    pass_ = make("lossy-scale", {"node": "head/Gemm", "factor": 0.9})
     assert "does not show again" in find(pass_, "digits-cnn", tmp_path, worker)
     assert "head/Gemm" in find(pass_, "digits-cnn", tmp_path, worker, lossy_limit=0.01)
 
 
 def test_it_ends_in_time(tmp_path: Path, worker: Worker) -> None:
     started = time.monotonic()
-    pass_ = pass_class("wrong-weight")(node="blocks.1.conv2/Conv")
+    pass_ = make("wrong-weight", {"node": "blocks.1.conv2/Conv"})
     line = find(pass_, "digits-cnn", tmp_path, worker, seconds=0)
     assert time.monotonic() - started < 10
     assert "28 nodes show it" in line
@@ -172,4 +172,4 @@ def test_the_command_line_says_where(
     assert str(folder / "reproduce.onnx") in error
     assert out.read_bytes() == b"old"
     assert sorted(tmp_path.iterdir()) == [out, folder]
-    assert broken_by(pass_class("wrong-weight")(node="head/Gemm"), folder) > 1e-4
+    assert broken_by(make("wrong-weight", {"node": "head/Gemm"}), folder) > 1e-4

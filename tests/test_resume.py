@@ -17,6 +17,7 @@ import pytest
 import onnxopt
 from onnxopt import models
 from onnxopt.errors import RecipeError
+from onnxopt.measuring import Measuring
 from onnxopt.model import load
 from onnxopt.pipeline import Settings, run
 from onnxopt.recipe import build
@@ -86,7 +87,7 @@ def finish(process: "subprocess.Popen[bytes]") -> int:
 @pytest.fixture(autouse=True)
 def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HELPERS))
-    monkeypatch.setattr(onnxopt.pipeline.Measuring, "latency", lambda self, candidate: None)
+    monkeypatch.setattr(Measuring, "latency", lambda self, candidate: None)
 
 
 Sources = Callable[[str], tuple[Path, dict[str, bytes]]]

@@ -18,7 +18,7 @@ from onnxopt.context import RunContext
 from onnxopt.edit import Edit
 from onnxopt.errors import ContractViolation
 from onnxopt.model import Model, load
-from onnxopt.passing import Pass, pass_class
+from onnxopt.passing import Pass, make
 from onnxopt.pipeline import Settings
 from onnxopt.recipe import build
 from onnxopt.rewrites import Rewrites
@@ -43,7 +43,7 @@ def watched(model: Model, pass_: Pass, tolerance: float | None = 1e-4, **options
 
 
 def test_a_right_rewrite_passes() -> None:
-    watch = watched(load(models.path("digits-cnn")), pass_class("fold-batchnorm")())
+    watch = watched(load(models.path("digits-cnn")), make("fold-batchnorm"))
     assert watch.broken == []
     assert watch.checked == 8
     assert watch.unchecked == 0
@@ -55,19 +55,19 @@ def test_a_right_rewrite_passes() -> None:
     [("wrong-rewrite", {}), ("wrong-rewrite", {"op": "Sigmoid"}), ("wrong-weight", {"node": "blocks.1.conv2/Conv"})],
 )
 def test_a_wrong_rewrite_is_caught(name: str, options: dict[str, Any]) -> None:
-    watch = watched(load(models.path("digits-cnn")), pass_class(name)(**options))
+    watch = watched(load(models.path("digits-cnn")), make(name, options))
     assert watch.checked > 0
     assert "relative L2" in watch.broken[0]
 
 
 def test_a_rewrite_of_a_lossy_pass_is_measured() -> None:
-    watch = watched(load(models.path("digits-cnn")), pass_class("lossy-scale")(node="head/Gemm", factor=0.9), None)
+    watch = watched(load(models.path("digits-cnn")), make("lossy-scale", {"node": "head/Gemm", "factor": 0.9}), None)
     assert watch.broken == []
     assert watch.drift == pytest.approx(0.1, rel=0.5)
 
 
 def test_the_number_of_rewrites_run_is_bounded() -> None:
-    watch = watched(load(models.path("digits-cnn")), pass_class("wrong-rewrite")(op="Relu"), limit=3)
+    watch = watched(load(models.path("digits-cnn")), make("wrong-rewrite", {"op": "Relu"}), limit=3)
     assert (watch.checked, watch.unchecked) == (3, 4)
 
 
@@ -76,7 +76,7 @@ def test_what_cannot_be_run_is_counted() -> None:
         '<ir_version: 8, opset_import: ["" : 17, "com.nobody": 1]> g (float[2] x) => (float[2] y) '
         "{ z = com.nobody.Mystery (x)  y = Relu (z) }"
     ))  # fmt: skip
-    watch = watched(model, pass_class("wrong-rewrite")())
+    watch = watched(model, make("wrong-rewrite"))
     assert (watch.checked, watch.unchecked) == (0, 1)
 
 

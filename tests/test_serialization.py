@@ -75,7 +75,7 @@ def test_disk_full(external: bool, tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
     try:
-        with pytest.raises(ModelError, match="grows too large.*unchanged"):
+        with pytest.raises(ModelError, match=r"grows too large.*unchanged"):
             model_of(2, 2**18).save(path, external_data=external)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

@@ -106,7 +106,7 @@ def test_sample_runs_one_batch_and_nothing_deployed(verifier: Any, tmp_path: Pat
 def test_structure_checks_the_file_alone(verifier: Any, tmp_path: Path) -> None:
     made = verifier(linear(), level="structure")
     assert "verify.level" in made.unverified
-    assert judged(made, tmp_path, linear(1.1)) == Verdict("structure", seconds=pytest.approx(0, abs=5))
+    assert judged(made, tmp_path, linear(1.1)).drift is None
     bad = judged(made, tmp_path, "g (float[N, 3] x) => (float[N, 2] y) { y = Reluu (x) }")
     assert "not valid ONNX" in bad.broken[0]
 
@@ -155,7 +155,7 @@ def test_an_original_that_is_invalid_or_not_loadable_is_refused(verifier: Any, t
     proto = onnx.parser.parse_model(f"{HEAD} g (float[3] x) => (float[3] y) {{ y = com.nobody.Mystery (x) }}")
     proto.opset_import.add(domain="com.nobody", version=1)
     mystery.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelError, match="Mystery.*verify: structure"):
+    with pytest.raises(ModelError, match=r"Mystery.*verify: structure"):
         verifier(mystery)
 
 

@@ -115,7 +115,7 @@ def test_another_run_s_folder_is_not_resumed(tmp_path: Path, name: str) -> None:
 def test_a_state_that_cannot_be_read_is_said(tmp_path: Path, text: str) -> None:
     work(tmp_path)
     (tmp_path / "state.json").write_text(text)
-    with pytest.raises(RecipeError, match="cannot resume: .* cannot be read"):
+    with pytest.raises(RecipeError, match=r"cannot resume: .* cannot be read"):
         work(tmp_path, resume=True)
 
 

@@ -41,7 +41,7 @@ def compare(
         outputs_a, outputs_b = (worker.call(run_batches, str(path), SessionMode.DEPLOYED, feeds) for path in (a, b))
         times = worker.call(latency, [str(a), str(b)], feeds[0])
     sizes = {name: np.shape(value) for name, value in feeds[0].items()}
-    found = {
+    found: dict[str, Any] = {
         "outputs": _drifts(outputs_a, outputs_b),
         "a": _facts(models[0], a, sizes), "b": _facts(models[1], b, sizes),
         "latency": {"a_ms": times[0].p50 * 1e3, "b_ms": times[1].p50 * 1e3, "ratio": times[1].ratio.median},

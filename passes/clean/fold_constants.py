@@ -7,7 +7,7 @@ what their results would add to the file. Nodes that hang together form a *fold*
 import contextlib
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,17 +47,18 @@ class FoldConstants(Pass):
     """Compute once and for all what depends on constants alone.
 
     The runtime's own kernels compute it. Results stay nodes where they would make the file grow: what all of them
-    add, beyond the weights that they make superfluous, is at most `max_growth` of the model's weights.
+    add, beyond the weights that they make superfluous, is at most `max_growth` of the model's constants.
     DequantizeLinear stays, so that quantized weights remain so.
     """
 
-    max_growth: float = Field(0.01, ge=0, description="share of all weights' bytes that the results may add")
+    max_growth: float = Field(0.01, ge=0, description="share of all constants' bytes that the results may add")
 
     def run(self, model: Model, context: Context) -> Findings:
         findings = Findings()
-        runtime = _Runtime(model, context, findings, self.name)
-        folds = runtime.folds(_constant_nodes(model, findings, self.name))
-        folds = _affordable(folds, int(self.max_growth * sum(map(_bytes, model.weights()))), runtime)
+        constants = {value: _bytes(value) for value in model.weights() if is_constant(model, value) and _numeric(value)}
+        runtime = _Runtime(model, constants, context, findings, self.name)
+        folds = runtime.folds(_constant_nodes(model, constants, findings, self.name))
+        folds = _affordable(folds, int(self.max_growth * sum(constants.values())), runtime)
         results = {value: runtime.results[value] for fold in folds for value in fold.results}
         if results:
             become_weights(model, self.name, results, [node for fold in folds for node in fold.nodes])
@@ -66,11 +67,11 @@ class FoldConstants(Pass):
         return findings
 
 
-def _constant_nodes(model: Model, findings: Findings, rule: str) -> list[ir.Node]:
+def _constant_nodes(model: Model, given: Iterable[ir.Value], findings: Findings, rule: str) -> list[ir.Node]:
     """The nodes that may be computed: each after those it reads."""
     found = []
     unknown: dict[ir.Node, int] = {}
-    constants = deque(value for value in model.weights() if is_constant(model, value) and _numeric(value))
+    constants = deque(given)
     while constants:
         for node in constants.popleft().consumers():
             if node not in unknown:
@@ -114,10 +115,12 @@ class _Fold:
     Attributes:
         nodes: what goes when the fold is taken.
         results: the values among theirs that others read: what stays as weights.
+        growth: bytes that this adds to the file: the results, less the weights that only these nodes read.
     """
 
     nodes: tuple[ir.Node, ...]
     results: tuple[ir.Value, ...]
+    growth: int
 
 
 def _affordable(folds: Sequence[_Fold], budget: int, runtime: "_Runtime") -> list[_Fold]:
@@ -127,14 +130,13 @@ def _affordable(folds: Sequence[_Fold], budget: int, runtime: "_Runtime") -> lis
     """
     taken = []
     for fold in folds:
-        small = [fold] if runtime.growth(fold) <= budget else runtime.shrunk(fold)
-        for each in small:
-            if (growth := runtime.growth(each)) <= budget:
+        for each in [fold] if fold.growth <= budget else runtime.shrunk(fold):
+            if each.growth <= budget:
                 taken.append(each)
             else:
-                runtime.refuse(each.nodes[-1], f"its result adds {growth} bytes to the file; allowed are {budget}")
-    growing = {fold: growth for fold in taken if (growth := runtime.growth(fold)) > 0}
-    if (total := sum(growing.values())) <= budget:
+                runtime.refuse(each.nodes[-1], f"its result adds {each.growth} bytes to the file; allowed are {budget}")
+    growing = {fold: None for fold in taken if fold.growth > 0}
+    if (total := sum(fold.growth for fold in growing)) <= budget:
         return taken
     for fold in growing:
         runtime.refuse(fold.nodes[-1], f"this and {len(growing) - 1} others add {total} bytes; allowed are {budget}")
@@ -148,9 +150,12 @@ class _Runtime:
         results: computed values, as far as anybody asked for them.
     """
 
-    def __init__(self, model: Model, context: Context, findings: Findings, rule: str) -> None:
+    def __init__(
+        self, model: Model, constants: Mapping[ir.Value, int], context: Context, findings: Findings, rule: str
+    ) -> None:
         self.results: dict[ir.Value, ir.TensorProtocol] = {}
         self._model = model
+        self._constants = constants
         self._context = context
         self._findings = findings
         self._rule = rule
@@ -163,29 +168,21 @@ class _Runtime:
         self._findings.decline(node.name, self._rule, why)
 
     def folds(self, nodes: Sequence[ir.Node]) -> list[_Fold]:
-        """Compute the nodes; the folds of those that could be."""
-        batches = list(_batches(self._model, self._connected(nodes)))
+        """Compute the nodes; the folds of those that could be and that somebody reads."""
+        batches = list(self._batches(self._connected(nodes)))
         for done, batch in enumerate(batches):
             self._context.progress(done, len(batches), self._rule)
             self._compute(batch)
         groups = self._connected(self._possible(nodes))
-        return [_Fold(tuple(group), tuple(results)) for group in groups if (results := _read_outside(group))]
-
-    def growth(self, fold: _Fold) -> int:
-        """Bytes that taking the fold adds to the file: its results, less the weights that only it reads."""
-        added = (self.results[value].nbytes for value in fold.results)
-        inside = set(fold.nodes)
-        weights = {value for node in fold.nodes for value in node.inputs if value is not None}
-        large = [value for value in weights if _bytes(value) > _FREE_BYTES]
-        freed = (_bytes(value) for value in large if inside.issuperset(value.consumers()))
-        return sum(size for size in added if size > _FREE_BYTES) - sum(freed)
+        return [self._fold(group, results) for group in groups if (results := _read_outside(group))]
 
     def shrunk(self, fold: _Fold) -> list[_Fold]:
         """What is left of a fold without the nodes that make large results of small inputs."""
         sizes = self._sizes(fold.nodes)
 
         def frugal(node: ir.Node) -> bool:
-            given = sum(sizes.get(value) or _bytes(value) for value in set(node.inputs) if value is not None)
+            inputs = {value for value in node.inputs if value is not None}
+            given = sum(sizes[value] if value in sizes else self._constants[value] for value in inputs)
             made = sum(sizes.get(value, 0) for value in node.outputs)
             if made > max(given, _FREE_BYTES):
                 self.refuse(node, f"it makes {made} bytes of {given}")
@@ -194,17 +191,38 @@ class _Runtime:
 
         return self.folds(self._reached(fold.nodes, frugal))
 
-    def _possible(self, nodes: Sequence[ir.Node], given: Iterable[ir.Value] = ()) -> list[ir.Node]:
+    def _fold(self, nodes: Sequence[ir.Node], results: Sequence[ir.Value]) -> _Fold:
+        inside = set(nodes)
+        sizes = (self.results[value].nbytes for value in results)
+        large = [value for value in _read_from_outside(nodes) if self._constants[value] > _FREE_BYTES]
+        freed = sum(self._constants[value] for value in large if inside.issuperset(value.consumers()))
+        return _Fold(tuple(nodes), tuple(results), sum(size for size in sizes if size > _FREE_BYTES) - freed)
+
+    def _batches(self, groups: Iterable[list[ir.Node]]) -> Iterator[list[ir.Node]]:
+        """The groups in batches whose constants fit into one session."""
+        batch: list[ir.Node] = []
+        total = 0
+        for group in groups:
+            size = sum(self._constants[value] for value in _read_from_outside(group))
+            if batch and total + size > _BATCH_BYTES:
+                yield batch
+                batch, total = [], 0
+            batch += group
+            total += size
+        if batch:
+            yield batch
+
+    def _possible(self, nodes: Sequence[ir.Node], given: Container[ir.Value] = ()) -> list[ir.Node]:
         return self._reached(nodes, lambda node: node not in self._refused, given)
 
     def _reached(
-        self, nodes: Sequence[ir.Node], keep: Callable[[ir.Node], bool], given: Iterable[ir.Value] = ()
+        self, nodes: Sequence[ir.Node], keep: Callable[[ir.Node], bool], given: Container[ir.Value] = ()
     ) -> list[ir.Node]:
         """The nodes that are to be kept and read only constants, what is given, and one another."""
-        reached, made = [], set(given)
+        reached, made = [], set[ir.Value]()
         for node in nodes:
             inputs = (value for value in node.inputs if value is not None)
-            if all(value in made or is_constant(self._model, value) for value in inputs) and keep(node):
+            if all(v in self._constants or v in made or v in given for v in inputs) and keep(node):
                 reached.append(node)
                 made.update(node.outputs)
         return reached
@@ -225,7 +243,7 @@ class _Runtime:
                 producer = value.producer()
                 if producer in leader:
                     leader[find(node)] = find(producer)
-                elif _bytes(value) > _FREE_BYTES:
+                elif self._constants.get(value, 0) > _FREE_BYTES:
                     leader[find(node)] = find(first.setdefault(value, node))
         groups: dict[ir.Node, list[ir.Node]] = {}
         for node in nodes:
@@ -237,11 +255,11 @@ class _Runtime:
         waiting = [list(nodes)]
         while waiting:
             nodes = self._possible(waiting.pop(), self.results)
+            halves = [nodes[len(nodes) // 2 :], nodes[: len(nodes) // 2]]
             wanted = [value for value in _read_outside(nodes) if value not in self.results]
             if not wanted:
                 continue
-            halves = [nodes[len(nodes) // 2 :], nodes[: len(nodes) // 2]]
-            if len(nodes) > 1 and len(wanted) + len(set(_read_from_outside(nodes))) > _BORDER:
+            if len(nodes) > 1 and len(wanted) + len(_read_from_outside(nodes)) > _BORDER:
                 waiting += halves
                 continue
             try:
@@ -289,7 +307,7 @@ class _Runtime:
         """
         copies: dict[ir.Value, ir.Value] = {}
         body = [_copy(node, copies) for node in nodes]
-        constants = {value: self._tensor(value) for value in dict.fromkeys(_read_from_outside(nodes))}
+        constants = {value: self._tensor(value) for value in _read_from_outside(nodes)}
         outputs = [copies[value] for value in wanted]
         if through is not None:
             body += [ir.node(through, [value]) for value in outputs]
@@ -340,24 +358,6 @@ def _mapped(tensors: Mapping[str, ir.TensorProtocol]) -> Iterator[dict[str, npt.
                 tensor.release()
 
 
-def _batches(model: Model, groups: Iterable[list[ir.Node]]) -> Iterator[list[ir.Node]]:
-    """The groups in batches whose constants fit into one session."""
-    batch: list[ir.Node] = []
-    total = 0
-    for group in groups:
-        constants = {
-            value for node in group for value in node.inputs if value is not None and is_constant(model, value)
-        }
-        size = sum(map(_bytes, constants))
-        if batch and total + size > _BATCH_BYTES:
-            yield batch
-            batch, total = [], 0
-        batch += group
-        total += size
-    if batch:
-        yield batch
-
-
 def _read_outside(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     """The values that the nodes make and others read."""
     inside = dict.fromkeys(nodes)
@@ -365,12 +365,11 @@ def _read_outside(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     return [value for value in made if any(reader not in inside for reader in value.consumers())]
 
 
-def _read_from_outside(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
+def _read_from_outside(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     """The values that the nodes read and do not make."""
     inside = dict.fromkeys(nodes)
-    for value in (value for node in inside for value in node.inputs if value is not None):
-        if value.producer() not in inside:
-            yield value
+    read = dict.fromkeys(value for node in inside for value in node.inputs if value is not None)
+    return [value for value in read if value.producer() not in inside]
 
 
 def _named(error: str, nodes: Iterable[ir.Node]) -> ir.Node | None:
@@ -381,10 +380,8 @@ def _named(error: str, nodes: Iterable[ir.Node]) -> ir.Node | None:
 
 
 def _numeric(value: ir.Value) -> bool:
-    tensor = value.const_value if value.is_initializer() else None
-    return tensor is not None and tensor.dtype != ir.DataType.STRING
+    return value.const_value is not None and value.const_value.dtype != ir.DataType.STRING
 
 
 def _bytes(value: ir.Value) -> int:
-    """Size of a weight; 0 for all other values."""
-    return value.const_value.nbytes if _numeric(value) and value.const_value is not None else 0
+    return 0 if value.const_value is None else value.const_value.nbytes

@@ -86,7 +86,7 @@ def test_subgraphs_bring_what_they_capture() -> None:
     assert [v.name for v in region_inputs([node])] == ["c", "a", "x"]
     assert [v.name for v in region_outputs([node])] == ["b"]
     for flag in (True, False):
-        values = everything(model, {"c": np.array(flag), "x": np.float32([1, -2])})
+        values = everything(model, {"c": np.array(flag), "x": np.array([1, -2], np.float32)})
         check(model, [node], values)
 
 
@@ -110,7 +110,7 @@ def test_a_graph_output_that_is_a_weight_of_a_body() -> None:
     model = parsed("""g (bool c, float[2] x) => (float[2] y) <float[2] w = {3, 4}>
     { y = If (c) <then_branch = t () => (float[2] p) <float[2] p = {5, 6}> { }, else_branch = e () => (float[2] r)
       { r = Identity (w) }> }""")
-    values = everything(model, {"c": np.array(True), "x": np.float32([1, 2])})
+    values = everything(model, {"c": np.array(True), "x": np.array([1, 2], np.float32)})
     check(model, list(model.graph), values)
 
 

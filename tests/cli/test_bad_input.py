@@ -32,6 +32,13 @@ def old(request: pytest.FixtureRequest, folder: Path) -> bytes | None:
     return OLD
 
 
+@pytest.fixture
+def kept(folder: Path) -> bytes:
+    """The content of an `out.onnx` that lies there."""
+    (folder / "out.onnx").write_bytes(OLD)
+    return OLD
+
+
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Every file and folder below, with content."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
@@ -196,7 +203,7 @@ def custom(folder: Path) -> Path:
     return folder
 
 
-def test_unknown_domain(refused: Refused, custom: Path, old: bytes | None) -> None:
+def test_unknown_domain(refused: Refused, custom: Path, kept: bytes) -> None:
     line = refused(3, *run())
     assert "op Magic, domain acme.ops" in line
     assert "register_custom_ops_library" in line
@@ -387,7 +394,7 @@ def test_a_shape_that_does_not_fit(refused: Refused, folder: Path, shape: str, p
     assert part in refused(3, *run(*CLEAN, "--shape", shape, "--data", "x.npz", model="tiny.onnx"))
 
 
-def test_nan_in_the_originals_outputs(refused: Refused, folder: Path, old: bytes | None) -> None:
+def test_nan_in_the_originals_outputs(refused: Refused, folder: Path, kept: bytes) -> None:
     sketch = Sketch()
     sketch.output(sketch.node("Log", sketch.input("x", ["n", 8]), outputs=["y"]), ["n", 8])
     onnx.save(sketch.model(), "bad.onnx")
@@ -452,9 +459,7 @@ def test_report_that_cannot_be_written(refused: Refused, folder: Path, old: byte
     assert "cannot write the report into x.npz/report" in line
 
 
-def test_disk_full_while_saving(
-    refused: Refused, folder: Path, old: bytes | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_full_while_saving(refused: Refused, folder: Path, kept: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     real = serialization._write_model
 
     def full(skeleton: Any, plan: Any, file: Any) -> None:

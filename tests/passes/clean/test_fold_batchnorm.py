@@ -1,0 +1,177 @@
+"""fold-batchnorm: into every kind of layer, exactly; a reason for each that stays."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxopt.context import RunContext
+from onnxopt.model import Model, load
+from onnxopt.passes.clean.fold_batchnorm import FoldBatchnorm
+
+RNG = np.random.default_rng(5)
+Arrays = dict[str, np.ndarray]
+
+
+def random(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def statistics(channels: int, prefix: str = "") -> Arrays:
+    """scale, bias, mean, variance."""
+    arrays = [random(channels), random(channels), random(channels), RNG.random(channels).astype(np.float32) + 0.1]
+    return {prefix + name: array for name, array in zip(("scale", "shift", "mean", "var"), arrays, strict=True)}
+
+
+def model(body: str, x: str, weights: Arrays, head: str = '<ir_version: 8, opset_import: ["" : 17]>') -> Model:
+    dims = ", ".join(f"D{axis}" for axis in range(x.count(",") + 1))
+    proto = onnx.parser.parse_model(f"{head} g ({x} x) => ({x.split('[')[0]}[{dims}] y) {{ {body} }}")
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    if proto.ir_version < 4:
+        info = helper.make_tensor_value_info
+        dtype = helper.np_dtype_to_tensor_dtype
+        proto.graph.input.extend(info(n, dtype(a.dtype), a.shape) for n, a in weights.items())
+    return load(proto)
+
+
+NORM = "y = BatchNormalization(c, scale, shift, mean, var)"
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "weights", "left"),
+    [
+        ("c = Conv(x, w)", "float[2, 4, 8, 8]", {"w": (6, 4, 3, 3)}, ["Conv"]),
+        ("c = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(x, w, b)", "float[2, 4, 8, 8]",
+         {"w": (6, 4, 3, 3), "b": (6,)}, ["Conv"]),
+        ("c = Conv<group = 2>(x, w, b)", "float[2, 4, 8]", {"w": (6, 2, 3), "b": (6,)}, ["Conv"]),
+        ("c = Conv<group = 6>(x, w)", "float[1, 6, 5, 5, 5]", {"w": (6, 1, 2, 2, 2)}, ["Conv"]),
+        ("c = ConvTranspose(x, w)", "float[2, 4, 5, 5]", {"w": (4, 6, 3, 3)}, ["ConvTranspose"]),
+        ("c = ConvTranspose<group = 2>(x, w, b)", "float[2, 4, 5, 5]",
+         {"w": (4, 3, 3, 3), "b": (6,)}, ["ConvTranspose"]),
+        ("c = Gemm(x, w, b)", "float[3, 4]", {"w": (4, 6), "b": (6,)}, ["Gemm"]),
+        ("c = Gemm<transB = 1, alpha = 0.5, beta = 2.0>(x, w, b)", "float[3, 4]", {"w": (6, 4), "b": (6,)}, ["Gemm"]),
+        ("c = Gemm<transB = 1>(x, w)", "float[3, 4]", {"w": (6, 4)}, ["Gemm"]),
+        ("c = MatMul(x, w)", "float[3, 4]", {"w": (4, 6)}, ["MatMul", "Add"]),
+        ("d = MatMul(x, w) c = Add(d, b)", "float[3, 4]", {"w": (4, 6), "b": (6,)}, ["MatMul", "Add"]),
+        ("c = MatMul(w, x)", "float[3, 4, 5]", {"w": (6, 4)}, ["MatMul", "Add"]),
+    ],
+)  # fmt: skip
+def test_every_kind_of_layer(exact: Any, ops: Any, layer: str, x: str, weights: Any, left: list[str]) -> None:
+    arrays = {name: random(*shape) for name, shape in weights.items()} | statistics(6)
+    folded, findings = exact(model(f"{layer} {NORM}", x, arrays), FoldBatchnorm(), tolerance=2e-6)
+    assert ops(folded) == left
+    assert len(findings.changes) == 1
+    assert not {"scale", "shift", "mean", "var"} & set(folded.graph.initializers)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 14, 15])
+def test_every_version_of_the_operator(exact: Any, ops: Any, opset: int) -> None:
+    head = f'<ir_version: {3 if opset < 9 else 8}, opset_import: ["" : {opset}]>'
+    body = "c = Conv(x, w) y = BatchNormalization<epsilon = 0.01, momentum = 0.5>(c, scale, shift, mean, var)"
+    source = model(body, "float[2, 4, 8, 8]", {"w": random(6, 4, 3, 3)} | statistics(6), head)
+    folded, _ = exact(source, FoldBatchnorm(), tolerance=2e-6)
+    assert ops(folded) == ["Conv"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_types(exact: Any, ops: Any, dtype: Any) -> None:
+    arrays = {name: array.astype(dtype) for name, array in ({"w": random(6, 4, 3, 3)} | statistics(6)).items()}
+    x = {np.float16: "float16", np.float64: "double"}[dtype] + "[2, 4, 8, 8]"
+    tolerance = 4e-3 if dtype == np.float16 else 1e-12
+    folded, _ = exact(model(f"c = Conv(x, w) {NORM}", x, arrays), FoldBatchnorm(), tolerance=tolerance)
+    assert ops(folded) == ["Conv"]
+    assert folded.graph.initializers["w"].dtype.numpy() == dtype
+
+
+def test_two_in_a_row(exact: Any, ops: Any) -> None:
+    body = f"""c = Conv(x, w) {NORM.replace("y =", "d =")}
+        y = BatchNormalization(d, two_scale, two_shift, two_mean, two_var)"""
+    arrays = {"w": random(6, 4, 3, 3)} | statistics(6) | statistics(6, "two_")
+    folded, _ = exact(model(body, "float[2, 4, 8, 8]", arrays), FoldBatchnorm(), tolerance=5e-6)
+    assert ops(folded) == ["Conv"]
+
+
+def test_the_norms_parameters_may_be_shared(exact: Any, ops: Any) -> None:
+    body = """c = Conv(x, w) d = BatchNormalization(c, scale, shift, mean, var)
+        e = Conv(d, v) y = BatchNormalization(e, scale, shift, mean, var)"""
+    arrays = {"w": random(6, 4, 3, 3), "v": random(6, 6, 1, 1)} | statistics(6)
+    folded, _ = exact(model(body, "float[2, 4, 8, 8]", arrays), FoldBatchnorm(), tolerance=5e-6)
+    assert ops(folded) == ["Conv", "Conv"]
+
+
+def test_in_a_branch(exact: Any, ops: Any) -> None:
+    body = f"""t = Constant<value = bool {{1}}>()
+        y = If(t)<then_branch = a () => (float[N, 6, M, L] p) {{ c = Conv(x, w) {NORM.replace("y =", "p =")} }},
+                  else_branch = b () => (float[N, 6, M, L] q) {{ q = Conv(x, v) }}>"""
+    arrays = {"w": random(6, 4, 3, 3), "v": random(6, 4, 3, 3)} | statistics(6)
+    folded, _ = exact(model(body, "float[2, 4, 8, 8]", arrays), FoldBatchnorm(), tolerance=2e-6)
+    assert ops(folded) == ["Constant", "If", "Conv", "Conv"]
+
+
+CONV = "c = Conv(x, w)"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (f"{CONV} d = BatchNormalization(c, scale, shift, mean, var) y = Add(d, c)", "other readers"),
+        (f"{CONV} d = Relu(c) {NORM.replace('(c', '(d')}", "Relu"),
+        ("c = Conv(x, w) d = Conv(x, w) e = BatchNormalization(c, scale, shift, mean, var) y = Add(e, d)", "weight w"),
+        (f"v = Neg(x) {NORM.replace('(c', '(x')}", "no output of a node"),
+        (f"m = ReduceMean<axes = [0, 2, 3], keepdims = 0>(x) {CONV} {NORM.replace('mean', 'm')}", "parameter m"),
+        (f"{CONV} {NORM.replace('zation(', 'zation<training_mode = 1>(')}", "training"),
+        (f"{CONV} {NORM.replace('y =', 'd, m, v =')} y = Add(d, v)", "statistics"),
+        (f"q = DequantizeLinear(qw, s) c = Conv(x, q) {NORM}", "quantized"),
+        (f"h = Cast<to = 1>(hw) c = Conv(x, h) {NORM}", "FLOAT16"),
+    ],
+)  # fmt: skip
+def test_what_stays_with_a_reason(ops: Any, body: str, reason: str) -> None:
+    arrays = {
+        "w": random(4, 4, 3, 3), "qw": np.ones((4, 4, 3, 3), np.int8), "s": np.float32(0.5),
+        "hw": random(4, 4, 3, 3).astype(np.float16),
+    } | statistics(4)  # fmt: skip
+    source = model(body, "float[2, 4, 8, 8]", arrays)
+    findings = FoldBatchnorm().run(source, RunContext(source))
+    assert "BatchNormalization" in ops(source)
+    assert [reason in declined.why for declined in findings.declined] == [True], findings.declined
+
+
+@pytest.mark.parametrize(
+    ("body", "head", "reason"),
+    [
+        (NORM.replace("zation(", "zation<spatial = 0>("), '<ir_version: 8, opset_import: ["" : 8]>', "spatial"),
+        (NORM, '<ir_version: 8, opset_import: ["" : 6]>', "opset 6"),
+        (NORM.replace("y =", "y, m, v ="), '<ir_version: 8, opset_import: ["" : 9]>', None),
+    ],
+)
+def test_old_forms(body: str, head: str, reason: str | None) -> None:
+    source = model(f"{CONV} {body}", "float[2, 4, 8, 8]", {"w": random(4, 4, 3, 3)} | statistics(4), head)
+    findings = FoldBatchnorm().run(source, RunContext(source))
+    assert [reason is not None and reason in declined.why for declined in findings.declined] == [True] * bool(reason)
+
+
+def test_a_variance_that_cannot_be_is_left_alone() -> None:
+    arrays = {"w": random(4, 4, 3, 3)} | statistics(4) | {"var": np.float32([1, 1, -2, 1])}
+    source = model(f"{CONV} {NORM}", "float[2, 4, 8, 8]", arrays)
+    findings = FoldBatchnorm().run(source, RunContext(source))
+    assert "variance" in findings.declined[0].why
+
+
+@pytest.mark.parametrize("name", ["w", "mean"])
+def test_what_callers_can_feed_is_no_constant(name: str) -> None:
+    source = model(f"{CONV} {NORM}", "float[2, 4, 8, 8]", {"w": random(4, 4, 3, 3)} | statistics(4))
+    proto = source.proto()
+    shape = [4, 4, 3, 3] if name == "w" else [4]
+    proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    fed = load(proto)
+    findings = FoldBatchnorm().run(fed, RunContext(fed))
+    assert [f"{name} " in declined.why and "callers" in declined.why for declined in findings.declined] == [True]
+
+
+def test_gemm_with_the_weight_on_the_left_has_its_features_elsewhere() -> None:
+    """Its output features are rows; the normalized channels are columns."""
+    source = model(f"c = Gemm(w, x) {NORM}", "float[4, 6]", {"w": random(6, 4)} | statistics(6))
+    findings = FoldBatchnorm().run(source, RunContext(source))
+    assert "channels" in findings.declined[0].why
