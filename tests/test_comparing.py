@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxopt.comparing import Noise, collapsed, compare, first_nan, measure, noise
+from onnxopt.comparing import Noise, collapsed, compare, first_nan, judgeable, measure, noise
 
 QUIET = Noise({}, frozenset())
 RNG = np.random.default_rng(0)
@@ -81,19 +81,42 @@ def test_sequences_and_maps_are_opened() -> None:
 
 
 def test_lossy_measures_and_breaks_on_new_nans_only() -> None:
-    found = measure([{"y": Y, "i": np.array([1])}], [{"y": 2 * Y, "i": np.array([2])}], QUIET)
+    found = measure([{"y": Y, "i": np.array([1])}], [{"y": 3 * Y, "i": np.array([2])}], QUIET)
     assert found.broken == []
-    assert found.drift == pytest.approx(1)
+    assert found.drift == pytest.approx(2)
     with_nan = Y.copy()
     with_nan[0, 0] = np.nan
     assert measure([{"y": Y}], [{"y": with_nan}], QUIET).broken
     assert not measure([{"y": with_nan}], [{"y": with_nan}], QUIET).broken
 
 
-def test_data_dependent_sizes_are_undecidable_when_lossy() -> None:
+def test_data_dependent_sizes_are_undecidable_when_lossy_and_far_from_equal() -> None:
     found = measure([{"boxes": Y}], [{"boxes": Y[:2]}], QUIET)
     assert found.broken == []
     assert found.undecidable == 1
+    assert found.drift == np.inf
+
+
+def test_integers_drift_by_the_share_that_differs() -> None:
+    assert measure([{"i": np.arange(8)}], [{"i": np.arange(8) // 2 * 2}], QUIET).drift == 0.5
+
+
+def test_an_infinity_of_the_original_is_no_leave_for_nans() -> None:
+    masked = np.float32([1, 2, -np.inf])
+    assert not measure([{"y": masked}], [{"y": masked + 1}], QUIET).broken
+    assert measure([{"y": masked}], [{"y": np.full(3, np.nan, np.float32)}], QUIET).broken
+
+
+def test_collapse_of_integer_outputs() -> None:
+    labels = np.arange(12).reshape(6, 2)
+    assert "same for all" in collapsed([{"i": labels}], [{"i": np.zeros_like(labels)}])[0]
+    assert collapsed([{"i": labels}], [{"i": labels}]) == []
+
+
+def test_what_the_guard_can_judge() -> None:
+    assert judgeable([{"y": Y}])
+    assert not judgeable([{"y": Y[:2]}])
+    assert not judgeable([{"y": np.ones((5, 3))}])
 
 
 def test_first_nan_names_output_and_feed() -> None:

@@ -24,5 +24,6 @@ def test_digits_example(tmp_path: Path) -> None:
     assert found.verified
     assert found.metric is not None
     assert found.metric["drop"] <= 0.02
-    assert found.after.file_bytes is not None and found.before.file_bytes is not None
+    assert found.after.file_bytes is not None
+    assert found.before.file_bytes is not None
     assert found.after.file_bytes < 0.4 * found.before.file_bytes

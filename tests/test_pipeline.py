@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
@@ -20,8 +21,8 @@ from onnxopt.backends.worker import Worker
 from onnxopt.context import RunContext
 from onnxopt.errors import ContractViolation, DataError, RecipeError
 from onnxopt.measuring import Measuring
-from onnxopt.model import load
-from onnxopt.passing import make
+from onnxopt.model import Model, load
+from onnxopt.passing import Context, Exact, Findings, Limits, Lossy, Pass, make, separated
 from onnxopt.pipeline import Result, Settings
 from onnxopt.recipe import build
 
@@ -187,10 +188,57 @@ def test_accept_loss_lets_no_nan_through(run: Run) -> None:
         run(["nan-weight"], settings={"accept_loss": True})
 
 
-def test_the_guard_needs_real_data(run: Run) -> None:
-    result = run([{"lossy-scale": {"node": "head/Gemm", "factor": 0.0}}], data=None)
+def test_random_inputs_show_constancy_alone(run: Run) -> None:
+    with pytest.raises(ContractViolation, match="the same for all"):
+        run([{"lossy-scale": {"node": "head/Gemm", "factor": 0.0}}], data=None)
+    result = run([{"lossy-scale": {"node": "head/Gemm", "factor": -1.0}}], data=None)
     assert result.report.steps[-1].outcome == "changed"
     assert any("random inputs" in note for note in result.report.notes)
+
+
+def test_the_guard_works_with_few_samples(run: Run) -> None:
+    images = np.load(CALIBRATION)["images"][:6]
+    with pytest.raises(ContractViolation, match="the same for all"):
+        run([{"lossy-scale": {"node": "head/Gemm", "factor": 0.0}}], data={"images": images})
+
+
+def test_a_change_behind_the_model_s_back_ends_with_the_pass(run: Run) -> None:
+    class Backdoor(Pass):
+        """Zero a weight without an edit, and say nothing."""
+
+        def run(self, model: Model, context: Context) -> Findings:
+            for value in model.weights():
+                if value.const_value is not None and value.const_value.size > 100:
+                    value.const_value = ir.Tensor(np.zeros_like(value.const_value.numpy()), name=value.name)
+            return Findings()
+
+    result = run([Backdoor()])
+    assert result.report.drift in (None, 0.0) or result.report.drift < 1e-4
+    assert any(np.any(w.const_value.numpy()) for w in result.model.weights() if w.const_value is not None)
+
+
+def test_exact_parts_of_lossy_composites_are_held_to_exactness() -> None:
+    class Both(Pass):
+        """What it needs first, as quantize-weights does."""
+
+        contract = Lossy()
+
+        def expand(self) -> list[Pass]:
+            return [make("upgrade-opset"), self]
+
+    assert [(step.name, isinstance(step.contract, Exact)) for step in separated(Both())] == [
+        ("upgrade-opset", True),
+        ("both", False),
+    ]
+    assert separated(make("clean")) == [make("clean")]
+
+
+@pytest.mark.parametrize(
+    ("own", "both"), [(None, (0.1, 0.2)), (Limits(drift=0.3), (0.1, 0.2)), (Limits(metric_drop=0.01), (0.01, 0.2))]
+)
+def test_the_stricter_limit_holds(own: Limits | None, both: tuple[float, float]) -> None:
+    merged = Limits(metric_drop=0.1, drift=0.2).with_(own)
+    assert (merged.metric_drop, merged.drift) == both
 
 
 @pytest.mark.parametrize("where", ["run", "pass"])

@@ -67,7 +67,7 @@ class EliminateDead(Pass):
 
     def _functions(self, model: Model, findings: Findings) -> None:
         before = list(model.ir.functions)
-        RemoveUnusedFunctionsPass()(model.ir)
+        RemoveUnusedFunctionsPass()(model.ir)  # type: ignore[no-untyped-call]
         for key in before:
             if key not in model.ir.functions:
                 findings.change("::".join(filter(None, key)), self.name, "function removed: nobody calls it")

@@ -90,9 +90,9 @@ def _not_inference(model: Model, node: ir.Node) -> str | None:
         return f"opset {model.opset} is too old to tell how it normalizes; upgrade-opset comes first"
     if any(value.name and (value.uses() or value.is_graph_output()) for value in node.outputs[1:]):
         return "it gives running statistics, so it trains"
-    if model.opset >= _FIRST_WITH_MODE and node.attributes.get_int("training_mode", 0):
+    if model.opset >= _FIRST_WITH_MODE and node.attributes.get_int("training_mode", False):
         return "it is in training mode"
-    if model.opset < _FIRST_WITHOUT_SPATIAL and not node.attributes.get_int("spatial", 1):
+    if model.opset < _FIRST_WITHOUT_SPATIAL and not node.attributes.get_int("spatial", True):
         return "its statistics are those of every element (spatial = 0)"
     return None
 

@@ -315,7 +315,7 @@ class _Runtime:
         for index, output in enumerate(outputs):
             output.name = output.name or f"out{index}"
         for value, tensor in constants.items():
-            copies[value].type, copies[value].shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+            copies[value].type, copies[value].shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         graph = ir.Graph([copies[value] for value in constants], outputs, nodes=body, name="constants",
                          opset_imports={"": self._model.opset})  # fmt: skip
         model = ir.Model(graph, ir_version=max(self._model.ir.ir_version, 4))

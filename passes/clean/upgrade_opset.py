@@ -6,6 +6,7 @@ The converter sees a skeleton: weights are typed inputs of it, so that it never 
 
 import logging
 import re
+from collections.abc import Iterator
 
 import onnx
 import onnx.version_converter
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from pydantic import Field, field_validator
 
 from onnxopt import serialization
-from onnxopt.analysis.structure import bodies
+from onnxopt.analysis.structure import bodies, constant_array
 from onnxopt.model import Model
 from onnxopt.passes.clean import become_weights
 from onnxopt.passing import Context, Findings, Pass
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 _RESIZE_STATES_ITS_GRID = 11
 """From this opset on Resize says how coordinates are mapped; its default differs from what was meant before."""
+
+_HARDMAX_HAS_ONE_AXIS = 13
+"""From this opset on; before, it looked for the one largest element behind the axis."""
 
 
 class UpgradeOpset(Pass):
@@ -46,7 +50,7 @@ class UpgradeOpset(Pass):
         if opset >= self.to:
             return findings
         where = model.graph.name
-        if why := _obstacle(model):
+        if why := _obstacle(model, self.to):
             findings.decline(where, self.name, why)
             return findings
         ir_needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", self.to)])
@@ -75,18 +79,25 @@ class UpgradeOpset(Pass):
             _keep_grids(graph)
         model.ir.graph = graph
         model.ir.ir_version = ir_version
+        for node in made:
+            node.name = None  # the converter gives all parts of a node its name; runtimes want one of each
         model.replace(model.ir)
+        for node in made:
+            node.name = model.fresh_name(node.op_type)
         constants = {n.outputs[0]: n.attributes["value"].as_tensor() for n in made if n.op_type == "Constant"}
         if constants:
             become_weights(model, self.name, constants, [node for node in made if node.op_type == "Constant"])
         return made
 
 
-def _obstacle(model: Model) -> str | None:
+def _obstacle(model: Model, to: int) -> str | None:
     if not model.opset:
         return "the model does not say which opset it uses"
     if model.ir.functions:
         return "the model has functions, whose bodies would stay at the old opset; inline-functions comes first"
+    overlooked = any(node.op_type == "Hardmax" and not node.domain for node in model.nodes())
+    if overlooked and model.opset < _HARDMAX_HAS_ONE_AXIS <= to:
+        return f"Hardmax changed its meaning in opset {_HARDMAX_HAS_ONE_AXIS}, and onnx's converter overlooks it"
     return None
 
 
@@ -95,12 +106,11 @@ def _converted(model: Model, to: int, ir_version: int) -> ir.Graph:
     tensors: list[ir.TensorProtocol] = []
     proto = serialization.with_stubs(model.ir, tensors)
     _weights_to_inputs(proto.graph)
-    for graph in _inner_graphs(proto.graph):
-        for initializer in graph.initializer:
-            if (at := serialization.stub_index(initializer)) is not None:
-                name = initializer.name
-                initializer.CopyFrom(ir.serde.serialize_tensor(tensors[at]))
-                initializer.name = name
+    for stub in _tensors(proto.graph):
+        if (at := serialization.stub_index(stub)) is not None:
+            name = stub.name
+            stub.CopyFrom(ir.serde.serialize_tensor(tensors[at]))
+            stub.name = name
     proto.ClearField("training_info")
     converted = onnx.version_converter.convert_version(proto, to)
     converted.ir_version = ir_version
@@ -119,16 +129,15 @@ def _weights_to_inputs(graph: onnx.GraphProto) -> None:
     graph.ClearField("sparse_initializer")
 
 
-def _inner_graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    """All subgraphs, at any depth."""
-    found, waiting = [], [graph]
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of the graph and its subgraphs: initializers and attributes of nodes."""
+    waiting = [graph]
     while waiting:
-        for node in waiting.pop().node:
-            for attribute in node.attribute:
-                inner = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-                found += inner
-                waiting += inner
-    return found
+        graph = waiting.pop()
+        yield from graph.initializer
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
+            waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
 def _restore_weights(model: Model, graph: ir.Graph) -> None:
@@ -195,10 +204,8 @@ def _keep_grids(graph: ir.Graph) -> None:
 
 def _shrinks(resize: ir.Node) -> bool:
     """Whether known scales make a picture smaller; runtimes rounded up then."""
-    scales = resize.inputs[2] if len(resize.inputs) > 2 else None
-    if scales is None or scales.const_value is None:
-        return False
-    return bool((scales.const_value.numpy() < 1).any())
+    scales = constant_array(resize.inputs[2]) if len(resize.inputs) > 2 else None
+    return scales is not None and bool((scales < 1).any())
 
 
 def _plain(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -115,6 +115,7 @@ def test_the_default_import_stays_under_either_name() -> None:
     assert model.opset == 17
 
 
+@settings(max_examples=60)
 @given(data=st.data())
 def test_what_is_left_is_what_outputs_need(exact: Any, random_model: Any, data: st.DataObject) -> None:
     proto = random_model(data.draw)

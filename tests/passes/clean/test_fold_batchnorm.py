@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -75,14 +76,19 @@ def test_every_version_of_the_operator(exact: Any, ops: Any, opset: int) -> None
     assert ops(folded) == ["Conv"]
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_other_types(exact: Any, ops: Any, dtype: Any) -> None:
-    arrays = {name: array.astype(dtype) for name, array in ({"w": random(6, 4, 3, 3)} | statistics(6)).items()}
-    x = {np.float16: "float16", np.float64: "double"}[dtype] + "[2, 4, 8, 8]"
-    tolerance = 4e-3 if dtype == np.float16 else 1e-12
-    folded, _ = exact(model(f"c = Conv(x, w) {NORM}", x, arrays), FoldBatchnorm(), tolerance=tolerance)
+def test_half_precision(exact: Any, ops: Any) -> None:
+    arrays = {name: a.astype(np.float16) for name, a in ({"w": random(6, 4, 3, 3)} | statistics(6)).items()}
+    source = model(f"c = Conv(x, w) {NORM}", "float16[2, 4, 8, 8]", arrays)
+    folded, _ = exact(source, FoldBatchnorm(), tolerance=4e-3)
     assert ops(folded) == ["Conv"]
-    assert folded.graph.initializers["w"].dtype.numpy() == dtype
+    assert folded.graph.initializers["w"].dtype == ir.DataType.FLOAT16
+
+
+def test_double_precision(exact: Any, ops: Any) -> None:
+    arrays = {name: a.astype(np.float64) for name, a in ({"w": random(4, 6)} | statistics(6)).items()}
+    source = model(f"c = Gemm(x, w) {NORM}", "double[3, 4]", arrays)
+    folded, _ = exact(source, FoldBatchnorm(), tolerance=1e-14)
+    assert ops(folded) == ["Gemm"]
 
 
 def test_two_in_a_row(exact: Any, ops: Any) -> None:

@@ -77,6 +77,16 @@ def test_outputs_that_are_inputs_or_equal_do_not_rename_the_callers_tensors(body
     np.testing.assert_array_equal(ReferenceEvaluator(model.proto()).run(None, {"x": x}), expected)
 
 
+def test_node_names_stay_unique(exact: Any) -> None:
+    """onnxruntime refuses two nodes of a name; that of the caller's node stays."""
+    text = f"""{HEAD} g (float[2] x) => (float[2] y) {{ [a] t = f.two(x) [b] u = f.two(t) [n] y = Relu(u) }}
+        <opset_import: ["" : 17], domain: "f"> two (a) => (c) {{ [n] b = Neg(a) [a] c = Exp(b) }}"""
+    model, _ = exact(text, InlineFunctions())
+    names = [node.name for node in model.nodes()]
+    assert len(names) == len(set(names))
+    assert names[-1] == "n"
+
+
 def test_calls_and_bodies_with_control_flow(exact: Any) -> None:
     """Subgraphs of a body capture its inputs; a branch of the caller calls; names of both would clash."""
     function = """<opset_import: ["" : 17], domain: "f"> choose (c, a) => (d) {

@@ -27,8 +27,7 @@ from onnxopt.models.builders.sketch import Sketch, feeds
 from onnxopt.numerics import QuantSpec, dequantize, quantize
 from onnxopt.passes.quantize import quantize_weights
 from onnxopt.passes.quantize.quantize_weights import QuantizeWeights
-from onnxopt.passing import Findings, Pass
-from onnxopt.pipeline import _parts
+from onnxopt.passing import Findings, Pass, parts
 from onnxopt.recipe import Override
 from onnxopt.workdir import WorkDir
 
@@ -495,7 +494,7 @@ def test_the_opset_is_raised_first_and_no_further_than_needed(
     monkeypatch.setattr(quantize_weights, "make", make)
     quantizer = QuantizeWeights(**options)
     assert quantizer.expand() == [_Upgrade(to=opset), quantizer]
-    assert _parts(quantizer) == [_Upgrade(to=opset), quantizer]
+    assert parts(quantizer) == [_Upgrade(to=opset), quantizer]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
