@@ -41,7 +41,7 @@ def test_the_main_job(cli: Cli, digits: Path) -> None:
     found = report()
     assert found["metric"]["samples"] == len(np.load("eval.npz")["images"])
     assert found["metric"]["before"] > 0.98
-    assert [step["name"] for step in found["steps"]][-2:] == ["clean", "quantize-weights"]
+    assert [step["name"] for step in found["steps"]][-3:] == ["clean", "upgrade-opset", "quantize-weights"]
     assert found["steps"][-1]["options"] == {"bits": 8, "block_size": 32} or found["steps"][-1]["options"] == {
         "bits": 8
     }

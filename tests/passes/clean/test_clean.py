@@ -27,13 +27,14 @@ class Together(Pass):
 
 EVERYTHING = """<ir_version: 8, opset_import: ["" : 17, "f" : 1, "com.microsoft" : 1]>
     g (bool b, float[N, 4, 8, 8] x, float unused) => (float[N, 4, 8, 8] y)
-    <float[4, 4, 1, 1] w, float[4] ones, int64[1] four = {4}> {
+    <float[4, 4, 1, 1] w, float[4] ones, int64[1] four = {4}, int8[4] quantized = {1, 2, 3, 4}, float half = {0.5}> {
     two = Constant<value = float {2}>()
     scale = f.scaled(ones, two)
     a = Identity(x)
     c = Conv(a, w)
-    n = BatchNormalization(c, scale, ones, ones, ones)
-    idle = Neg(n)
+    mean = DequantizeLinear(quantized, half)
+    n = BatchNormalization(c, scale, ones, mean, ones)
+    idle = Neg(c)
     s = Concat<axis = 0>(four, four)
     e = ConstantOfShape(s)
     r = ReduceSum<keepdims = 0>(e)

@@ -46,8 +46,10 @@ def test_what_goes_and_what_a_graph_output_needs(exact: Any, ops: Any, body: str
     ],
 )
 def test_two_outputs_never_share_a_tensor(exact: Any, ops: Any, body: str, left: list[str]) -> None:
-    model, _ = exact(f"{HEAD} g (float[2] x) => (float[2] y, float[2] z) {{ {body} }}", EliminateIdentity())
+    text = f"{HEAD} g (float[2] x) => (float[2] y, float[2] z) {{ {body} }}"
+    model, findings = exact(text, EliminateIdentity())
     assert ops(model) == left
+    assert len(findings.changes) == text.count("Identity") - left.count("Identity")
     assert len(set(model.graph.outputs)) == 2
 
 
