@@ -185,8 +185,11 @@ def big(body: str, elements: int = 10_000) -> Model:
         # float16 storage stays.
         ("a = Cast<to = 1>(half) y = Add(x, a) z = Mul(w, y)", ["Cast", "Add", "Mul"]),
         # Two halves of a weight together replace it.
-        ("a = Slice(w, zero, part) b = Slice(w, part, shape) c = Concat<axis = 0>(x, a) y = Concat<axis = 0>(c, b) "
-         "z = Neg(y)", ["Concat", "Concat", "Neg"]),
+        (
+            "a = Slice(w, zero, part) b = Slice(w, part, shape) c = Concat<axis = 0>(x, a) y = Concat<axis = 0>(c, b) "
+            "z = Neg(y)",
+            ["Concat", "Concat", "Neg"],
+        ),
         # Each of two results is as large as the weight; both together are not.
         ("a = Neg(w) b = Abs(w) y = Add(x, a) z = Mul(x, b)", ["Neg", "Abs", "Add", "Mul"]),
     ],

@@ -1,6 +1,5 @@
 """upgrade-opset: same outputs at the newer opset, nothing lost on the way, refusals with reasons."""
 
-
 import time
 from pathlib import Path
 from typing import Any
