@@ -231,7 +231,10 @@ def _value_info(value: onnx_ir.Value) -> ValueInfo:
 
 
 def _dim(dim: int | onnx_ir.SymbolicDim) -> int | str | None:
-    return dim if isinstance(dim, int) else dim.value
+    """A size, a symbol, or None; Paddle writes -1 and `?` for what is dynamic."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return None if dim.value == "?" else dim.value
 
 
 def _names(model: onnx_ir.Model) -> Iterator[str]:

@@ -32,6 +32,8 @@ from onnxopt.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
 
+_NOTABLY_SLOWER = 1.1
+
 PREPARATION = ("lift-constants", "inline-functions")
 """Run before the recipe's passes, so that none of them meets a Constant node or a model-local function."""
 
@@ -310,7 +312,7 @@ class _Run:
             metric=metric, latency=latency,
             sizes={name: list(shape) for name, shape in self.inputs.sizes.items()}, data=self.inputs.describe(),
             recipe=self.recipe.resolved(), digests=self.digests, versions=versions(),
-            notes=[*self.inputs.notes, *self.verifier.notes],
+            notes=[*self.inputs.notes, *self.verifier.notes, *_slower(latency)],
             output=str(self.output.name) if self.output else None,
         )  # fmt: skip
         if self.output is not None or self.settings.report is not None:
@@ -365,6 +367,13 @@ def plan(steps: Sequence[Pass]) -> list[Pass]:
 def _batches(done: Sequence[Mapping[str, Any]]) -> int | None:
     """How many batches a killed run compared outputs on: the same go on, for drift is written into the file."""
     return next((record["verdict"]["batches"] or None for record in done if record.get("verdict")), None)
+
+
+def _slower(latency: Mapping[str, Any] | None) -> list[str]:
+    """A note where the output takes longer than the input on this machine."""
+    if latency is None or latency["ratio"] <= _NOTABLY_SLOWER:
+        return []
+    return [f"the output is slower than the input on this machine: x{latency['ratio']:.2f} at the first sample"]
 
 
 def _digest_of(output: Path) -> str:

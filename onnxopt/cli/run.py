@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,9 @@ def show(report: Report) -> None:
         left = f", {len(step.declined)} declined" if step.declined else ""
         why = f": {step.why}" if step.why else f", {len(step.changes)} changes{left}"
         typer.echo(f"  {step.name}: {step.outcome}{why} ({step.seconds:.1f} s)")
+        if step.outcome == "unchanged":
+            for reason, count in Counter(entry["why"] for entry in step.declined).most_common(2):
+                typer.echo(f"    declined {count}x: {reason}")
     for note in report.notes:
         typer.echo(f"note: {note}")
 

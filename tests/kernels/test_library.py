@@ -76,3 +76,10 @@ def test_the_built_library_has_the_package_s_version() -> None:
     assert file.is_file()
     assert kernels.available()
     assert kernels.version() == version("onnxopt")
+
+
+@pytest.mark.skipif(not library.available(), reason="the kernel library is not installed here")
+def test_onnx_runtime_registers_the_library() -> None:
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(library.path()))
+    assert library.version()

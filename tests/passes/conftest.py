@@ -56,7 +56,7 @@ def agree(before: list[Any], after: list[Any], tolerance: float) -> None:
         if tolerance and isinstance(a, np.ndarray) and a.dtype.kind == "f":
             assert a.shape == b.shape
             np.testing.assert_array_equal(np.isfinite(a), np.isfinite(b))
-            a, b = np.nan_to_num(a), np.nan_to_num(b)
+            a, b = np.nan_to_num(a).astype(np.float64), np.nan_to_num(b).astype(np.float64)
             assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(a) + 1e-9
         else:
             np.testing.assert_equal(b, a)

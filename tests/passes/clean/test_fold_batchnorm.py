@@ -13,7 +13,13 @@ from onnxopt.model import Model, load
 from onnxopt.passes.clean.fold_batchnorm import FoldBatchnorm
 
 RNG = np.random.default_rng(5)
+START = RNG.bit_generator.state
 Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_whatever_order_tests_run() -> None:
+    RNG.bit_generator.state = START
 
 
 def random(*shape: int) -> np.ndarray:
@@ -57,6 +63,7 @@ NORM = "y = BatchNormalization(c, scale, shift, mean, var)"
         ("c = MatMul(x, w)", "float[3, 4]", {"w": (4, 6)}, ["MatMul", "Add"]),
         ("d = MatMul(x, w) c = Add(d, b)", "float[3, 4]", {"w": (4, 6), "b": (6,)}, ["MatMul", "Add"]),
         ("c = MatMul(w, x)", "float[3, 4, 5]", {"w": (6, 4)}, ["MatMul", "Add"]),
+        ("c = MatMul(w, x)", "float[2, 4, 5]", {"w": (2, 6, 4)}, ["MatMul", "Add"]),
     ],
 )  # fmt: skip
 def test_every_kind_of_layer(exact: Any, ops: Any, layer: str, x: str, weights: Any, left: list[str]) -> None:
@@ -174,6 +181,23 @@ def test_what_callers_can_feed_is_no_constant(name: str) -> None:
     fed = load(proto)
     findings = FoldBatchnorm().run(fed, RunContext(fed))
     assert [f"{name} " in declined.why and "callers" in declined.why for declined in findings.declined] == [True]
+
+
+def test_what_a_layer_adds_besides_its_bias_would_be_normalized_too() -> None:
+    source = model(f"z = Abs(x) c = Gemm(x, w, z) {NORM}", "float[3, 4]", {"w": random(4, 4)} | statistics(4))
+    findings = FoldBatchnorm().run(source, RunContext(source))
+    assert ["adds z" in declined.why for declined in findings.declined] == [True]
+
+
+def test_a_layer_outside_of_the_branch_runs_for_both() -> None:
+    body = f"""t = Constant<value = bool {{1}}>()
+        c = Conv(x, w)
+        y = If(t)<then_branch = a () => (float[N, 6, M, L] p) {{ {NORM.replace("y =", "p =")} }},
+                  else_branch = b () => (float[N, 6, M, L] q) {{ q = Conv(x, v) }}>"""
+    arrays = {"w": random(6, 4, 3, 3), "v": random(6, 4, 3, 3)} | statistics(6)
+    source = model(body, "float[2, 4, 8, 8]", arrays)
+    findings = FoldBatchnorm().run(source, RunContext(source))
+    assert ["another graph" in declined.why for declined in findings.declined] == [True]
 
 
 def test_gemm_with_the_weight_on_the_left_has_its_features_elsewhere() -> None:
