@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from onnxopt import kernels
