@@ -13,6 +13,9 @@ from onnxopt.model import Model
 
 Tensor = npt.NDArray[Any] | ir.TensorProtocol
 
+_OutputPlaces = dict[ir.Graph | ir.Function, dict[ir.Value, list[int]]]
+"""Where in its list of outputs a graph has each of them: looked up once an edit, for thousands of them."""
+
 
 @dataclass(frozen=True)
 class _Insertion:
@@ -131,8 +134,9 @@ class Edit:
         for insertion in self._insertions:
             _insert(model, insertion)
         inserted = set(self.inserted)
+        outputs: _OutputPlaces = {}
         for old, new in self._rewired:
-            _rewire(model, old, new, inserted)
+            _rewire(model, old, new, inserted, outputs)
         for node, index, source in self._inputs:
             if index >= len(node.inputs):
                 node.resize_inputs(index + 1)
@@ -260,15 +264,15 @@ def _name(model: Model, value: ir.Value, stem: str) -> None:
     value.name = model.fresh_name(stem)
 
 
-def _rewire(model: Model, old: ir.Value, new: ir.Value, inserted: set[ir.Node]) -> None:
+def _rewire(model: Model, old: ir.Value, new: ir.Value, inserted: set[ir.Node], outputs: _OutputPlaces) -> None:
     for user, index in tuple(old.uses()):
         if user not in inserted:
             user.replace_input_with(index, new)
     if old.is_graph_output():
-        _replace_output(model, old, new)
+        _replace_output(model, old, new, outputs)
 
 
-def _replace_output(model: Model, old: ir.Value, new: ir.Value) -> None:
+def _replace_output(model: Model, old: ir.Value, new: ir.Value, outputs: _OutputPlaces) -> None:
     graph = old.graph
     assert graph is not None
     producer = new.producer()
@@ -279,9 +283,13 @@ def _replace_output(model: Model, old: ir.Value, new: ir.Value) -> None:
     new.type, new.shape = old.type, old.shape
     new.metadata_props.update(old.metadata_props)
     new.doc_string = old.doc_string
-    for index, value in enumerate(graph.outputs):
-        if value is old:
-            graph.outputs[index] = new
+    if graph not in outputs:
+        outputs[graph] = {}
+        for index, value in enumerate(graph.outputs):
+            outputs[graph].setdefault(value, []).append(index)
+    places = outputs[graph][new] = outputs[graph].pop(old)
+    for index in places:
+        graph.outputs[index] = new
     name, old.name = old.name, model.fresh_name(f"{old.name}_old")
     new.name = name
 

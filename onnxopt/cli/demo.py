@@ -20,7 +20,7 @@ _BITS = {8: 128, 4: 32, 2: 32}
 """Bits and block sizes that are shown."""
 
 _CONTEXT = 256
-_WINDOWS = 48
+_WINDOWS = 32
 _LENGTHS = (1, 128)
 
 
@@ -55,6 +55,7 @@ def _compress(original: Path, bits: int, folder: Path, quiet: bool) -> _Row:
     """One run of the pipeline, with calibration text that is not the text it is judged on."""
     made = recipe.build({
         "data": {"metric": {"kind": "bits_per_byte", "label": "next"}},
+        "verify": {"samples": 4},
         "passes": ["clean", {"quantize-weights": {"bits": bits, "block_size": _BITS[bits]}}],
     })  # fmt: skip
     text = windows(held_out_bytes(), _CONTEXT, _WINDOWS + 16)
@@ -75,7 +76,7 @@ def _measure(rows: list[_Row]) -> list[dict[str, Any]]:
     with Worker(threads=1) as worker:
         times = {
             length: worker.call(
-                latency, [str(row.file) for row in rows], {"tokens": np.full((1, length), 32, np.int64)}, seconds=3.0
+                latency, [str(row.file) for row in rows], {"tokens": np.full((1, length), 32, np.int64)}, seconds=1.5
             )
             for length in _LENGTHS
         }

@@ -136,3 +136,19 @@ def test_twenty_thousand_nodes(wide: bool, backwards: bool) -> None:
     EliminateIdentity().run(model, RunContext(model))
     assert [node.op_type for node in model.nodes()] == ["Neg"]
     assert time.process_time() - start < 5
+
+
+def test_ten_thousand_outputs_take_linear_time() -> None:
+    count = 10_000
+    nodes = []
+    for i in range(count):
+        nodes.append(helper.make_node("Neg", ["x"], [f"t{i}"]))
+        nodes.append(helper.make_node("Identity", [f"t{i}"], [f"y{i}"]))
+    names = [f"y{i}" for i in range(count)]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", *names)]
+    model = load(helper.make_model(helper.make_graph(nodes, "g", info[:1], info[1:])))
+    start = time.process_time()
+    EliminateIdentity().run(model, RunContext(model))
+    assert [value.name for value in model.graph.outputs] == names
+    assert len(model.graph) == count
+    assert time.process_time() - start < 3
