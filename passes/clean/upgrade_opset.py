@@ -55,7 +55,7 @@ class UpgradeOpset(Pass):
             return findings
         ir_needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", self.to)])
         try:
-            graph = _converted(model, self.to)
+            graph = _converted(model, self.to, max(ir_version, ir_needed))
         except Exception as error:  # the converter is C++ and raises whatever its assertions are
             logger.debug("the converter's complaint", exc_info=True)
             findings.decline(where, self.name, f"onnx cannot convert opset {opset} to {self.to}: {_plain(error)}")
@@ -101,7 +101,7 @@ def _obstacle(model: Model, to: int) -> str | None:
     return None
 
 
-def _converted(model: Model, to: int) -> ir.Graph:
+def _converted(model: Model, to: int, ir_version: int) -> ir.Graph:
     """The main graph at another opset, weights as inputs."""
     tensors: list[ir.TensorProtocol] = []
     proto = serialization.with_stubs(model.ir, tensors)
@@ -113,6 +113,7 @@ def _converted(model: Model, to: int) -> ir.Graph:
             stub.name = name
     proto.ClearField("training_info")
     converted = onnx.version_converter.convert_version(proto, to)
+    converted.ir_version = ir_version
     onnx.checker.check_model(converted)
     return serialization.from_proto(converted).graph
 

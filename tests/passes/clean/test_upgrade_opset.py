@@ -31,6 +31,7 @@ def head(opset: int) -> str:
         (7, "float[1, 2, 3, 3] x", "float[1, 2, 6, 6]", "y = Upsample<scales = [1.0, 1.0, 2.0, 2.0]>(x)"),
         (7, "float[1, 2, 3, 3] x", "float[1, 2, 7, 5]",
          'y = Upsample<mode = "linear", scales = [1.0, 1.0, 2.5, 1.7]>(x)'),
+        (7, "float[2, 3] x", "float[4, 3]", "y = Pad<pads = [1, 0, 1, 0], value = 2.0>(x)"),
         (8, "float[2, 3, 4] x", "float[2, 3, 4]", "y = Softmax(x)"),
         (8, "float[2, 3, 4, 4] x", "float[2, 3, 4, 4]", "s = ReduceMean<axes = [0, 2, 3], keepdims = 0>(x) "
          "y = BatchNormalization(x, s, s, s, s)"),
