@@ -4,7 +4,16 @@
 inputs for any of them; `linear` composes form, storage and sharing of a linear operator.
 """
 
-from onnxopt.models.builders import annotations, control_flow, functions, linears, signatures, tensors
+from onnxopt.models.builders import (
+    annotations,
+    chains,
+    control_flow,
+    functions,
+    linears,
+    redundant,
+    signatures,
+    tensors,
+)
 from onnxopt.models.builders.linears import FORMS, STORAGES, linear
 from onnxopt.models.builders.registry import ON_DISK, RARE, RUNNABLE
 from onnxopt.models.builders.sketch import Sketch, feeds
@@ -12,6 +21,7 @@ from onnxopt.models.builders.tensors import ELEMENT_TYPES, externalized, of_type
 
 __all__ = [
     "ELEMENT_TYPES", "FORMS", "ON_DISK", "RARE", "RUNNABLE", "STORAGES", "Sketch",
-    "annotations", "control_flow", "externalized", "feeds", "functions", "linear", "linears", "of_type",
+    "annotations", "chains", "control_flow", "externalized", "feeds", "functions", "linear", "linears", "of_type",
+    "redundant",
     "signatures", "tensors",
 ]  # fmt: skip

@@ -60,7 +60,7 @@ class Sketch:
 
     def weight(self, name: str, value: Array | TensorProto) -> str:
         """Add an initializer; an array is stored as raw bytes."""
-        tensor = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.ascontiguousarray(value))
+        tensor = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value, order="C"))
         tensor.name = self.fresh(name)
         self.weights.append(tensor)
         return tensor.name

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxopt.context import RunContext
 from onnxopt.model import Model, load
 from onnxopt.passes.clean.clean import Clean
-from onnxopt.passing import Context, Findings, Pass, make
+from onnxopt.passing import Context, Findings, Pass, make, rounds
 
 
 class Together(Pass):
@@ -20,7 +20,7 @@ class Together(Pass):
 
     def run(self, model: Model, context: Context) -> Findings:
         findings = Findings()
-        for step in Clean().expand():
+        for step in rounds(Clean(), lambda: model.revision):
             findings.add(step.run(model, context))
         return findings
 
@@ -62,8 +62,11 @@ def test_each_step_does_its_part(exact: Any, ops: Any) -> None:
     x = np.random.default_rng(1).standard_normal((3, 4, 8, 8)).astype(np.float32)
     feeds = [{"b": np.array(b), "x": x, "unused": np.array(0, np.float32)} for b in (True, False)]
     model, findings = exact(everything(), Together(), feeds, tolerance=2e-6)
-    assert ops(model) == ["Conv", "Add", "If", "Mul", "Relu"]
-    assert {change.rule for change in findings.changes} == {step.name for step in Clean().expand()}
+    assert ops(model) == ["Conv", "If", "Mul", "Relu"]
+    assert {change.rule for change in findings.changes} >= {
+        "inline-functions", "lift-constants", "eliminate-identity", "eliminate-dead", "fold-constants",
+        "fold-batchnorm",
+    }  # fmt: skip
     assert not model.ir.functions
     assert set(model.ir.opset_imports) == {""}
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnxopt.context import RunContext
+from onnxopt.edit import Edit
 from onnxopt.model import Model, load
 from onnxopt.passes.clean.eliminate_dead import EliminateDead
 
@@ -147,3 +148,56 @@ def test_twenty_thousand_nodes(wide: bool) -> None:
     assert len(findings.changes) == count
     assert len(model.graph) == 1
     assert time.process_time() - start < 5
+
+
+TRAINED = """<ir_version: 8, opset_import: ["" : 17, "f" : 1, "lone" : 1]> g (float[2] x) => (float[2] y)
+    <float[2] w = {1, 2}, float[2] momentum = {0, 0}, float[2] stale = {0, 0}>
+    { y = Mul(x, w) loss, unread = Dropout(y) gone = Neg(w) }
+    <domain: "f", opset_import: ["" : 17]> step (a, b) => (c) { c = Sub(a, b) }
+    <domain: "f", opset_import: ["" : 17]> idle (a) => (c) { c = Neg(a) }"""
+
+
+def test_what_training_names_stays() -> None:
+    proto = onnx.parser.parse_model(TRAINED)
+    step = [helper.make_node("step", ["w", "loss"], ["w_next"], domain="f"),
+            helper.make_node("Identity", ["momentum"], ["momentum_next"])]  # fmt: skip
+    info = [helper.make_tensor_value_info(f"{name}_next", TensorProto.FLOAT, [2]) for name in ("w", "momentum")]
+    training = proto.training_info.add(algorithm=helper.make_graph(step, "step", [], info))
+    training.update_binding.add(key="w", value="w_next")
+    training.update_binding.add(key="momentum", value="momentum_next")
+    training.initialization_binding.add(key="stale", value="unread")
+    model = load(proto)
+    EliminateDead().run(model, RunContext(model))
+    assert [node.op_type for node in model.nodes()] == ["Mul", "Dropout"]
+    assert [value.name for value in list(model.graph)[1].outputs] == ["loss", "unread"]
+    assert sorted(model.graph.initializers) == ["momentum", "stale", "w"]
+    assert list(model.ir.functions) == [("f", "step", "")]
+    assert sorted(model.ir.opset_imports) == ["", "f"]
+    onnx.checker.check_model(model.proto())
+
+
+def test_without_training_all_of_it_goes() -> None:
+    model = cleaned(TRAINED)
+    assert [node.op_type for node in model.nodes()] == ["Mul"]
+    assert list(model.graph.initializers) == ["w"]
+    assert (list(model.ir.functions), list(model.ir.opset_imports)) == ([], [""])
+
+
+def test_every_change_goes_through_an_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(onnx.parser.parse_model(TRAINED))
+    seen: list[bytes] = []
+    apply = model.apply
+
+    def watched(edit: Edit) -> None:
+        assert not seen or seen[-1] == model.proto().SerializeToString(deterministic=True)
+        apply(edit)
+        seen.append(model.proto().SerializeToString(deterministic=True))
+
+    monkeypatch.setattr(model, "apply", watched)
+    findings = EliminateDead().run(model, RunContext(model))
+    assert seen[-1] == model.proto().SerializeToString(deterministic=True)
+    assert len(seen) == model.revision == 4
+    assert len(findings.changes) == 8
+    assert {change.node for change in findings.changes} == {
+        "loss", "gone", "momentum", "stale", "f::step", "f::idle", "f", "lone"
+    }  # fmt: skip

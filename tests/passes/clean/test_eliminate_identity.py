@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnxopt.context import RunContext
+from onnxopt.edit import Edit
+from onnxopt.errors import Declined
 from onnxopt.model import load
 from onnxopt.passes.clean.eliminate_identity import EliminateIdentity
 
@@ -152,3 +155,32 @@ def test_ten_thousand_outputs_take_linear_time() -> None:
     assert [value.name for value in model.graph.outputs] == names
     assert len(model.graph) == count
     assert time.process_time() - start < 3
+
+
+INSIDE = f"{HEAD} g (float[2] x) => (float[2] y) {{ a = Neg(x) b = Identity(a) y = Abs(b) }}"
+
+
+def test_an_identity_that_training_names_stays() -> None:
+    proto = onnx.parser.parse_model(INSIDE)
+    loss = helper.make_tensor_value_info("loss", TensorProto.FLOAT, [2])
+    proto.training_info.add(algorithm=helper.make_graph([helper.make_node("Neg", ["b"], ["loss"])], "step", [], [loss]))
+    model = load(proto)
+    findings = EliminateIdentity().run(model, RunContext(model))
+    assert model.revision == 0
+    assert findings.declined == [Declined("b", "eliminate-identity", "training info names its output")]
+
+
+def test_shapes_are_declared_within_the_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(onnx.parser.parse_model(INSIDE))
+    neg, identity, _ = model.graph
+    neg.outputs[0].shape, identity.outputs[0].shape = None, ir.Shape([2])
+    seen, apply = [], model.apply
+
+    def watched(edit: Edit) -> None:
+        apply(edit)
+        seen.append(neg.outputs[0].shape)
+
+    monkeypatch.setattr(model, "apply", watched)
+    EliminateIdentity().run(model, RunContext(model))
+    assert seen == [ir.Shape([2])]
+    assert model.revision == 1

@@ -1,5 +1,6 @@
 """inline-functions: bodies in place of calls, names unique, callers' tensors untouched."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -181,3 +182,71 @@ def test_outputs_that_the_call_leaves_out(call: str, expected: list[float]) -> N
         <opset_import: ["" : 17], domain: "f"> two (a) => (b, c) {{ b = Neg(a) c = Abs(b) }}""")
     onnx.checker.check_model(model.proto())
     np.testing.assert_array_equal(ReferenceEvaluator(model.proto()).run(None, {"x": np.float32([1, -2])}), [expected])
+
+
+def test_attributes_handed_down_through_nested_calls(exact: Any) -> None:
+    """Given, by default, by the outer function's default, and left out; inside a branch of a body as well."""
+    functions = """<opset_import: ["" : 17, "f" : 1], domain: "f"> outer <axis: int, slope: float = 0.5> (a) => (d) {
+            b = f.inner<alpha: float = @slope>(a) c = f.inner(b) d = Softmax<axis: int = @axis>(c) }
+        <opset_import: ["" : 17], domain: "f"> inner <alpha: float = 0.125> (a) => (b) {
+            t = Constant<value = bool {1}>()
+            b = If(t)<then_branch = tb () => (p) { p = LeakyRelu<alpha: float = @alpha>(a) },
+                      else_branch = eb () => (q) { q = Neg(a) }> }"""
+    calls = "p = f.outer<axis = 0, slope = 0.25>(x) q = f.outer(x) y = Add(p, q)"
+    proto = onnx.parser.parse_model(f"{HEAD} g (float[2, 3] x) => (float[2, 3] y) {{ {calls} }} {functions}")
+    outer = proto.functions[0]
+    del outer.attribute_proto[0]  # the text form gives each attribute a default where one has any
+    outer.attribute.append("axis")
+    model, _ = exact(load(proto), InlineFunctions())
+    leaks = [node.attributes["alpha"].as_float() for node in model.nodes() if node.op_type == "LeakyRelu"]
+    assert sorted(leaks) == [0.125, 0.125, 0.25, 0.5]
+    axes = [node.attributes.get("axis") for node in model.nodes() if node.op_type == "Softmax"]
+    assert sorted(axis is None for axis in axes) == [False, True]
+
+
+def test_an_output_that_the_body_leaves_out_stays_left_out() -> None:
+    """Dropout without its mask."""
+    text = f"""{HEAD} g (float[2] x) => (float[2] y) {{ t = f.drop(x) y = f.drop(t) }}
+        <opset_import: ["" : 17], domain: "f"> drop (a) => (c) {{ b, unused = Dropout(a) c = Neg(b) }}"""
+    model = parsed(text)
+    next(iter(model.ir.functions.values()))[0].outputs[1].name = ""
+    InlineFunctions().run(model, RunContext(model))
+    drops = [node for node in model.proto().graph.node if node.op_type == "Dropout"]
+    assert [[name for name in drop.output[1:] if name] for drop in drops] == [[], []]
+
+
+def test_what_an_operator_of_ours_calls_stays(exact: Any, ops: Any) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "f" : 1, "ai.onnxopt" : 1]>
+        g (float[2] x) => (float[2] y) {{ t = ai.onnxopt.op(x) u = f.neg(t) y = f.double(u) }} {DOUBLE}
+        <opset_import: ["" : 17], domain: "f"> neg (a) => (b) {{ b = Neg(a) }}
+        <opset_import: ["" : 17, "f" : 1], domain: "ai.onnxopt"> op (a) => (b) {{ b = f.double(a) }}"""
+    model, _ = exact(text, InlineFunctions())
+    assert ops(model) == ["op", "Neg", "Add", "Identity"]
+    assert {key[1] for key in model.ir.functions} == {"op", "double"}
+
+
+def test_a_call_that_gives_a_graph_is_declined() -> None:
+    model = parsed(f"{HEAD} g (float[2] x) => (float[2] y) {{ y = f.double(x) }} {DOUBLE}")
+    call = next(iter(model.nodes()))
+    call.attributes.add(ir.AttrGraph("body", ir.Graph([], [], nodes=[])))
+    findings = InlineFunctions().run(model, RunContext(model))
+    assert [(declined.node, "graph" in declined.why) for declined in findings.declined] == [("f::double", True)]
+    assert not findings.changed
+
+
+def test_time_is_linear_in_calls() -> None:
+    """4,000 calls with names that clash, half of them of a function that calls twice."""
+    twice = '<opset_import: ["" : 17, "f" : 1], domain: "f"> twice (a) => (c) { b = f.double(a) c = f.double(b) }'
+    model = parsed(f"{HEAD} g (float[2] x) => (float[2] y) {{ y = Relu(x) }} {DOUBLE} {twice}")
+    proto = model.proto()
+    del proto.graph.node[:]
+    for i in range(4000):
+        at, to = "x" if i == 0 else f"v{i}", "y" if i == 3999 else f"v{i + 1}"
+        proto.graph.node.add(domain="f", op_type=("twice", "double")[i % 2], name=f"n{i}", input=[at], output=[to])
+    model = load(proto)
+    started = time.process_time()
+    InlineFunctions().run(model, RunContext(model))
+    assert time.process_time() - started < 10
+    nodes = list(model.nodes())
+    assert len(nodes) == 12000
+    assert len({node.name for node in nodes}) == len({node.outputs[0].name for node in nodes}) == 12000

@@ -11,9 +11,12 @@ import pydantic
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxopt.backends.target import Target
 from onnxopt.context import RunContext
+from onnxopt.errors import RecipeError
 from onnxopt.model import Model, load
 from onnxopt.passes.clean.upgrade_opset import UpgradeOpset
+from onnxopt.recipe import build
 
 
 def parsed(text: str) -> Model:
@@ -198,6 +201,27 @@ def test_what_cannot_be_converted_stays_as_it_was(text: str, reason: str) -> Non
     assert [reason in declined.why for declined in findings.declined] == [True], findings.declined
     assert model.proto() == before
     assert model.revision == 0
+
+
+@pytest.mark.parametrize("to", [{}, {"to": 20}])
+def test_it_stops_at_what_the_target_loads(exact: Any, to: dict[str, int]) -> None:
+    model = parsed(f"{head(13)} g (float[2] x) => (float[2] y) {{ y = Relu(x) }}")
+    findings = UpgradeOpset(**to).run(model, RunContext(model, target=Target(max_opset=17)))
+    assert model.opset == 17
+    assert [declined.why for declined in findings.declined] == [
+        f"opset {to.get('to', 21)} is more than target.max_opset, 17"
+    ]
+    again = UpgradeOpset(to=13).run(model, RunContext(model, target=Target(max_opset=11)))
+    assert (again.changes, again.declined) == ([], [])
+
+
+def test_a_recipe_asks_for_no_more_than_the_target_loads() -> None:
+    target = {"name": "cpu", "max_opset": 17}
+    with pytest.raises(RecipeError, match=r"passes\.1\.upgrade-opset\.to: 21 is more than target\.max_opset, 17"):
+        build({"passes": ["clean", {"upgrade-opset": {"to": 21}}], "target": target})
+    for passes in ([{"upgrade-opset": {"to": 17}}], ["upgrade-opset"], ["quantize-weights"]):
+        build({"passes": passes, "target": target})
+    build({"passes": [{"upgrade-opset": {"to": 21}}]})
 
 
 def test_an_opset_that_onnx_does_not_know_is_an_impossible_value() -> None:
