@@ -5,11 +5,12 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from onnxopt.backends import machine, timing
@@ -18,10 +19,9 @@ from onnxopt.backends.sessions import SessionMode, open_session, run
 StrPath = str | PathLike[str]
 
 _SESSIONS_KEPT = 4
-# Below this share of the memory no session is kept for later.
-_MEMORY_SHARE = 0.25
 # Larger files take longer to write than the file system's clock ticks: their times tell them apart.
 _DIGEST_BYTES = 16 << 20
+_SMALLEST = '<ir_version: 8, opset_import: ["": 13]> smallest (float[1] x) => (float[1] y) {y = Identity (x)}'
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,19 @@ class LoadReport:
     peak_bytes: int | None
 
 
+# Of a session: the file, what changes when it is written again, the mode, the threads.
+_Key = tuple[Path, tuple[object, ...], SessionMode, int | None]
+
+
 class SessionCache:
-    """The sessions used last: few, and none while memory is scarce. A file that was written again is opened again."""
+    """The sessions used last: as many as leave room for the next one, and few.
+
+    A file that was written again is opened again; sessions of files that are gone or replaced are closed.
+    """
 
     def __init__(self) -> None:
         self.threads: int | None = 1
-        self._sessions: OrderedDict[tuple[object, ...], ort.InferenceSession] = OrderedDict()
+        self._sessions: OrderedDict[_Key, ort.InferenceSession] = OrderedDict()
 
     def get(self, path: StrPath, mode: SessionMode) -> ort.InferenceSession:
         """The session for `path`, opened unless it is there.
@@ -68,19 +75,25 @@ class SessionCache:
         if key in self._sessions:
             self._sessions.move_to_end(key)
             return self._sessions[key]
-        if machine.free_memory_bytes() < _MEMORY_SHARE * machine.total_memory_bytes():
-            self.clear()
-        while len(self._sessions) >= _SESSIONS_KEPT:
+        self._close_stale(key)
+        needed = machine.session_bytes(_file_bytes(Path(path)))
+        while self._sessions and (len(self._sessions) >= _SESSIONS_KEPT or not machine.has_room(needed)):
             self._sessions.popitem(last=False)
         session = open_session(path, mode, threads=self.threads)
         self._sessions[key] = session
         return session
 
+    def _close_stale(self, fresh: _Key) -> None:
+        path, identity, *_ = fresh
+        for key in list(self._sessions):
+            if not key[0].exists() or (key[0] == path and key[1] != identity):
+                del self._sessions[key]
+
     def clear(self) -> None:
         """Forget all sessions and with them their memory."""
         self._sessions.clear()
 
-    def _key(self, path: StrPath, mode: SessionMode) -> tuple[object, ...]:
+    def _key(self, path: StrPath, mode: SessionMode) -> _Key:
         return (Path(path).resolve(), _identity(Path(path)), mode, self.threads)
 
 
@@ -98,6 +111,18 @@ def _identity(path: Path) -> tuple[object, ...]:
     return (hashlib.blake2b(content).digest(), *((name, status.st_mtime_ns, status.st_size) for name, status in files))
 
 
+def _file_bytes(path: Path) -> int:
+    """Size of a model file with its external data, which is about that of its weights."""
+    from onnxopt.errors import ModelError
+    from onnxopt.reading import external_files  # slow to import, and needed only where a file is opened
+
+    try:
+        files = [path, *external_files(path)]
+    except ModelError:  # opening it will say what is wrong
+        return 0
+    return sum(file.stat().st_size for file in files)
+
+
 sessions = SessionCache()
 
 
@@ -111,13 +136,38 @@ def run_batches(path: StrPath, mode: SessionMode, feeds: Iterable[Mapping[str, A
     return [run(session, values) for values in feeds]
 
 
+def run_afresh(path: StrPath, mode: SessionMode, feeds: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The same, each from a session of its own: a session's random numbers go on from run to run."""
+    return [run(open_session(path, mode), values) for values in feeds]
+
+
+def evaluate_bytes(content: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """All outputs of a serialized model, run once in the reference session."""
+    return dict(run(open_session(content, SessionMode.REFERENCE), feeds))
+
+
+def check_file(path: StrPath, *, full: bool) -> str | None:
+    """The ONNX checker's first complaint about a file, None when it has none."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(path, full_check=full)
+    except Exception as error:  # the checker raises several kinds, all of them complaints
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return " ".join(lines[:3]) if lines else type(error).__name__
+    return None
+
+
 def load_check(path: StrPath, mode: SessionMode) -> LoadReport:
     """Load the model and report what it took. No other session is kept meanwhile; this one is, for the next job.
+
+    What a process needs for its first session, whatever the model, is not counted.
 
     Raises:
         ModelError: the model does not load.
     """
     sessions.clear()
+    _prepare(path)
     before = machine.resident_bytes()
     fresh_peak = machine.reset_peak_memory()
     start = time.perf_counter()
@@ -131,6 +181,33 @@ def load_check(path: StrPath, mode: SessionMode) -> LoadReport:
         resident_bytes=max(0, after - before) if after is not None and before is not None else None,
         peak_bytes=max(0, peak - before) if fresh_peak and peak is not None and before is not None else None,
     )
+
+
+def _prepare(path: StrPath) -> None:
+    """Import and set up what sessions need, so that not the first model is charged for it."""
+    import onnx
+
+    _file_bytes(Path(path))
+    smallest = open_session(onnx.parser.parse_model(_SMALLEST).SerializeToString(), SessionMode.DEPLOYED)
+    run(smallest, {"x": np.zeros(1, np.float32)})
+
+
+def footprint(path: StrPath, feeds: Mapping[str, Any]) -> LoadReport:
+    """`load_check` of a model as it is deployed, where the peak covers a run as well.
+
+    Raises:
+        ModelError: the model does not load.
+        DataError: the feeds do not fit.
+    """
+    sessions.clear()
+    _prepare(path)
+    before = machine.resident_bytes()
+    loaded = load_check(path, SessionMode.DEPLOYED)
+    run(sessions.get(path, SessionMode.DEPLOYED), feeds)
+    peak = machine.peak_memory_bytes()
+    if loaded.peak_bytes is None or peak is None or before is None:
+        return replace(loaded, peak_bytes=None)
+    return replace(loaded, peak_bytes=max(0, peak - before))
 
 
 def _ports(arguments: Iterable[Any]) -> tuple[Port, ...]:

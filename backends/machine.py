@@ -171,6 +171,20 @@ def free_memory_bytes() -> int:
     return min([_system_memory()[1], *(max(0, limit - usage) for limit, usage in _cgroup_memory())])
 
 
+_SESSION_PER_WEIGHT = 2
+_SHARE_OF_FREE = 0.6
+
+
+def session_bytes(weights: int) -> int:
+    """Memory that a session takes while it opens a model with so many bytes of weights: it holds them about twice."""
+    return _SESSION_PER_WEIGHT * weights
+
+
+def has_room(needed: int) -> bool:
+    """Whether so many bytes may be taken without coming near the end of what is free."""
+    return needed <= _SHARE_OF_FREE * free_memory_bytes()
+
+
 def _cgroup_cores(folder: Path) -> float | None:
     """Processors' worth of time that one control group grants; None where it sets no quota."""
     try:

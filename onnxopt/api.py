@@ -6,8 +6,9 @@ from typing import Any
 
 from onnxopt import pipeline, recipe
 from onnxopt.model import Source
-from onnxopt.pipeline import Progress, Result, Settings
+from onnxopt.pipeline import Result
 from onnxopt.recipe import Recipe
+from onnxopt.settings import Progress, Settings
 
 Passes = "str | Path | Mapping[str, Any] | Recipe | list[PassLike] | tuple[PassLike, ...]"
 
@@ -24,6 +25,7 @@ def optimize(
     limits: Mapping[str, float] | None = None,
     verify: str | Mapping[str, Any] | None = None,
     work: str | Path | None = None,
+    resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Run passes on a model, prove what they did, and write the result.
@@ -39,6 +41,7 @@ def optimize(
         limits: `{metric_drop: ..., drift: ...}` against the input model.
         verify: `full`, `sample`, `structure`, or the recipe's mapping.
         work: work folder, kept for inspection and resuming.
+        resume: go on where a run that was killed, or could not write, left its work folder.
         progress: called with a `Progress` now and then.
 
     Returns:
@@ -50,8 +53,9 @@ def optimize(
     """
     made = _recipe(passes, metric=metric, target=target, limits=limits, verify=verify)
     settings = Settings(
-        work=Path(work) if work else None, progress=progress, allow_code=not isinstance(passes, str | Path)
-    )
+        work=Path(work) if work else None, resume=resume, progress=progress,
+        allow_code=not isinstance(passes, str | Path),
+    )  # fmt: skip
     return pipeline.run(
         model, made, Path(output) if output else None, data=data, evaluation=evaluation, settings=settings
     )

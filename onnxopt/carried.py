@@ -11,6 +11,8 @@ from typing import TypeAlias, TypeVar
 import onnx
 import onnx_ir as ir
 
+from onnxopt.nodes import bodies, with_inner
+
 _KEY = "onnxopt.carried"
 
 ProtoScope: TypeAlias = onnx.GraphProto | onnx.FunctionProto
@@ -85,6 +87,55 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+def node_proto(node: ir.Node) -> onnx.NodeProto:
+    """The message of one node and its subgraphs, opaque attributes included; what else is carried is left out."""
+    nodes = list(with_inner(node))
+    hidden = [(inner, attr) for inner in nodes for attr in _opaque_attributes(inner)]
+    for inner, attr in hidden:
+        del inner.attributes[attr.name]
+    try:
+        proto = ir.serde.serialize_node(node)
+    finally:
+        for inner, attr in hidden:
+            inner.attributes[attr.name] = attr
+    if hidden:
+        for inner, message in zip(nodes, _with_inner_protos(proto), strict=True):
+            message.attribute.extend(attr.value for attr in _opaque_attributes(inner))
+    return proto
+
+
+def _with_inner_protos(proto: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """The node and those of its subgraphs, in the order of `with_inner`."""
+    yield proto
+    for attribute in list(proto.attribute):
+        for body in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+            for node in body.node:
+                yield from _with_inner_protos(node)
+
+
+def training_names(model: ir.Model) -> frozenset[str]:
+    """Names that the training info uses: those of main graph values among them must not go."""
+    infos: list[onnx.TrainingInfoProto] = model.meta.get(_KEY, [])
+    names = {text for info in infos for entry in (*info.initialization_binding, *info.update_binding)
+             for text in (entry.key, entry.value)}  # fmt: skip
+    for graph in _training_graphs(model):
+        if isinstance(graph, onnx.GraphProto):
+            names.update(value.name for value in graph.output)
+        names.update(name for node in graph.node for name in node.input)
+    return frozenset(names - {""})
+
+
+def training_calls(model: ir.Model) -> set[ir.OperatorIdentifier]:
+    """The operators and functions that the training info uses."""
+    return {(node.domain, node.op_type, node.overload) for graph in _training_graphs(model) for node in graph.node}
+
+
+def _training_graphs(model: ir.Model) -> Iterator[ProtoScope]:
+    for info in model.meta.get(_KEY, []):
+        for graph in (info.initialization, info.algorithm):
+            yield from graph_scopes(graph)
+
+
 def proto_scopes(model: onnx.ModelProto) -> Iterator[ProtoScope]:
     """The main graph, the functions, and after each the subgraphs inside it."""
     outer: list[ProtoScope] = [model.graph, *model.functions]
@@ -111,14 +162,8 @@ def graph_scopes(scope: ProtoScope) -> Iterator[ProtoScope]:
 def _inner(scope: Scope) -> Iterator[Scope]:
     yield scope
     for node in scope:
-        for attribute in node.attributes.values():
-            if attribute.is_ref():
-                continue
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _inner(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for body in attribute.as_graphs():
-                    yield from _inner(body)
+        for body in bodies(node):
+            yield from _inner(body)
 
 
 def _take_scope(scope: ProtoScope) -> _ScopeExtras:

@@ -1,6 +1,6 @@
 """Comparing what two models compute: drift, the exact contract's tolerance, and the collapse guard. Pure numpy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,19 @@ Outputs = Mapping[str, Any]
 
 ABSOLUTE_FLOOR = 1e-6
 """Differences below this, per element, are rounding whatever the output's size."""
+
+SMALL_FLOOR = 1e-2
+"""Share of its size that takes the floor's place where all of an output is smaller than that.
+
+Rounding is relative to what an output was computed from: one that lost 16 of float32's 24 bits to cancellation
+differs by 2^-8. What lost more differs in the original's own noise, which widens the tolerance.
+"""
+
+TIGHT, HALF = 1e-4, 5e-3
+"""Tolerances of the exact contract: single precision's, and half precision's."""
+
+Tolerance = float | Mapping[str, float]
+"""Relative L2 allowed; by output name, else by the type of what is compared."""
 
 WAVERING = 0.05
 """Where the original differs from itself by more than this, numbers say nothing; their mean and spread do."""
@@ -53,27 +66,41 @@ def noise(one: Sequence[Outputs], other: Sequence[Outputs]) -> Noise:
     """The noise between two runs of the same model on the same feeds."""
     relative: dict[str, float] = {}
     unstable = set()
+    floors = _floors(one)
     for feed, (a, b) in enumerate(zip(one, other, strict=True)):
         for name, x, y in _pairs(a, b):
             if x is None or y is None or _mismatch(x, y):
                 unstable.add((name, feed))
             elif x.dtype.kind in _FLOATS:
-                relative[name] = max(relative.get(name, 0.0), *map(_relative, *_rows(x, y)), 0.0)
+                relative[name] = max(relative.get(name, 0.0), _drift(x, y, floors.get(name, ABSOLUTE_FLOOR)))
     return Noise(relative, frozenset(unstable))
 
 
-def compare(reference: Sequence[Outputs], candidate: Sequence[Outputs], tolerance: float, own: Noise) -> Comparison:
-    """Hold the candidate to the reference: `||a - b|| <= tol ||a|| + 1e-6 sqrt(n)`, all else equal.
+def compare(
+    reference: Sequence[Outputs],
+    candidate: Sequence[Outputs],
+    tolerance: Tolerance,
+    own: Noise,
+    chance: Collection[str] = (),
+) -> Comparison:
+    """Hold the candidate to the reference: `||a - b|| <= tol ||a|| + floor sqrt(n)`, all else equal.
+
+    The floor is 1e-6, or a hundredth of the output's largest root mean square over samples where that is less.
 
     Args:
         reference: the outputs to hold to, one entry a feed.
         candidate: the outputs to judge.
         tolerance: relative L2 allowed per output and sample, raised to 8 times the original's own noise.
         own: the original's noise.
+        chance: outputs that depend on random numbers which the two drew differently: statistics are compared.
     """
     result = Comparison()
+    floors = _floors(reference)
     for feed, name, x, y in _decidable(reference, candidate, own, result):
         where = f"output {name}, feed {feed}"
+        if x is not None and y is not None and _known(name, chance) is not None:
+            _compare_chance(result, where, x, y)
+            continue
         why = "is missing" if x is None or y is None else _mismatch(x, y)
         if why or x is None or y is None:
             result.drift = np.inf
@@ -83,22 +110,28 @@ def compare(reference: Sequence[Outputs], candidate: Sequence[Outputs], toleranc
             if noise_here > WAVERING:
                 _compare_statistics(result, where, x, y)
             else:
-                _compare_floats(result, where, x, y, max(tolerance, 8 * noise_here))
+                limit = max(_allowed(tolerance, name, x), 8 * noise_here)
+                _compare_floats(result, where, x, y, limit, floors.get(name, ABSOLUTE_FLOOR))
     return result
 
 
-def measure(reference: Sequence[Outputs], candidate: Sequence[Outputs], own: Noise) -> Comparison:
+def measure(
+    reference: Sequence[Outputs], candidate: Sequence[Outputs], own: Noise, chance: Collection[str] = ()
+) -> Comparison:
     """How far the candidate went, when it may go far: only lost outputs, other types and new NaNs break it.
 
     The drift of floats is their relative L2, that of integers and texts the share that differs, and infinite where
-    sizes differ (which data-dependent sizes may).
+    sizes differ (which data-dependent sizes may). Where chance differs, nothing tells how far it went.
     """
     result = Comparison()
+    floors = _floors(reference)
     for feed, name, x, y in _decidable(reference, candidate, own, result):
         where = f"output {name}, feed {feed}"
         if x is None or y is None or x.dtype != y.dtype or x.ndim != y.ndim:
             form = "nothing" if y is None else f"{y.dtype} of rank {y.ndim}"
             result.broken.append(f"{where}: became {form}")
+        elif _known(name, chance) is not None:
+            result.undecidable += 1
         elif x.shape != y.shape:
             result.drift = np.inf
             result.undecidable += 1
@@ -108,8 +141,15 @@ def measure(reference: Sequence[Outputs], candidate: Sequence[Outputs], own: Noi
             result.drift = np.inf
             result.broken.append(f"{where}: holds NaN or infinities that the original does not give")
         else:
-            result.drift = max(result.drift, *map(_relative, *_rows(x, y)), 0.0)
+            result.drift = max(result.drift, _drift(x, y, floors.get(name, ABSOLUTE_FLOOR)))
     return result
+
+
+def shown(drift: float | None) -> str:
+    """A drift as people read it: below the floor it is not known more exactly."""
+    if drift is None:
+        return "not measured"
+    return "< 1e-6" if drift < ABSOLUTE_FLOOR else f"{drift:.1e}"
 
 
 def _loses_numbers(x: Array, y: Array) -> bool:
@@ -177,25 +217,34 @@ def _varies(x: Array) -> bool:
     return bool(np.linalg.norm(_centred(x)) > 1e-5 * np.linalg.norm(x) + 1e-30)
 
 
-def _compare_floats(result: Comparison, where: str, x: Array, y: Array, limit: float) -> None:
+def _compare_floats(result: Comparison, where: str, x: Array, y: Array, limit: float, floor: float) -> None:
     for row, (a, b) in enumerate(zip(*_rows(x, y), strict=True)):
-        relative = _relative(a, b)
+        relative = _relative(a, b, floor)
         result.drift = max(result.drift, relative)
-        floor = ABSOLUTE_FLOOR * np.sqrt(a.size)
-        if _distance(a, b) > limit * _norm(a) + floor:
+        if _distance(a, b) > limit * _norm(a) + floor * np.sqrt(a.size):
             result.broken.append(f"{where}, row {row}: relative L2 {relative:.1e}, allowed {limit:.1e}")
+
+
+def _compare_chance(result: Comparison, where: str, x: Array, y: Array) -> None:
+    """Form, and of numbers the statistics; sizes may depend on chance as well."""
+    if x.dtype != y.dtype or x.ndim != y.ndim:
+        result.broken.append(f"{where}: {x.dtype} of rank {x.ndim} became {y.dtype} of rank {y.ndim}")
+    elif x.dtype.kind in _FLOATS + "iub":
+        _compare_statistics(result, where, x, y)
+    else:
+        result.undecidable += 1
 
 
 def _compare_statistics(result: Comparison, where: str, x: Array, y: Array) -> None:
     """Mean within five standard errors and spread within a factor of two, for outputs of chance."""
     a, b = _finite(_wide(x)), _finite(_wide(y))
     result.undecidable += 1
-    if not a.size:
+    if not a.size or not b.size:
         return
-    spread, error = float(np.std(a)), float(np.hypot(np.std(a), np.std(b))) / float(a.size) ** 0.5
+    spread, error = float(np.std(a)), float(np.hypot(np.std(a) / a.size**0.5, np.std(b) / b.size**0.5))
     if abs(a.mean() - b.mean()) > 5 * error + ABSOLUTE_FLOOR:
         result.broken.append(f"{where}: the mean went from {a.mean():.3g} to {b.mean():.3g}")
-    elif a.size >= 32 and not spread / 2 <= float(np.std(b)) <= 2 * spread + ABSOLUTE_FLOOR:
+    elif min(a.size, b.size) >= 32 and not spread / 2 <= float(np.std(b)) <= 2 * spread + ABSOLUTE_FLOOR:
         result.broken.append(f"{where}: the standard deviation went from {spread:.3g} to {float(np.std(b)):.3g}")
 
 
@@ -256,10 +305,42 @@ def _norm(a: Array) -> float:
     return float(np.linalg.norm(_finite(_wide(a)).ravel()))
 
 
-def _relative(a: Array, b: Array) -> float:
+def _relative(a: Array, b: Array, floor: float) -> float:
     """Relative L2; where both are nothing but rounding, 0."""
-    distance, floor = _distance(a, b), ABSOLUTE_FLOOR * float(np.sqrt(a.size))
-    return 0.0 if distance <= floor else distance / max(_norm(a), floor)
+    distance, rounding = _distance(a, b), floor * float(np.sqrt(a.size))
+    return 0.0 if distance <= rounding else distance / max(_norm(a), rounding)
+
+
+def _drift(x: Array, y: Array, floor: float) -> float:
+    """The worst row's relative L2."""
+    return max((_relative(a, b, floor) for a, b in zip(*_rows(x, y), strict=True)), default=0.0)
+
+
+def _floors(reference: Sequence[Outputs]) -> dict[str, float]:
+    """By output name: the difference per element that is rounding, from the largest row of all feeds."""
+    largest: dict[str, float] = {}
+    for outputs in reference:
+        for name, x in _leaves(outputs):
+            if x.size and x.dtype.kind in _FLOATS:
+                sizes = (_norm(row) / float(np.sqrt(row.size)) for row in _rows(x, x)[0] if row.size)
+                largest[name] = max(largest.get(name, 0.0), *sizes, 0.0)
+    return {name: min(ABSOLUTE_FLOOR, SMALL_FLOOR * size) for name, size in largest.items() if size}
+
+
+def _known(name: str, names: Collection[str]) -> str | None:
+    """The one among the names that holds this value: itself, or what was opened up to it (`name[3][key]`)."""
+    while name not in names and "[" in name:
+        name = name[: name.rindex("[")]
+    return name if name in names else None
+
+
+def _allowed(tolerance: Tolerance, name: str, x: Array) -> float:
+    if not isinstance(tolerance, Mapping):
+        return tolerance
+    known = _known(name, tolerance)
+    if known is None:
+        return HALF if x.dtype.name in ("float16", "bfloat16") else TIGHT
+    return tolerance[known]
 
 
 def _stacked(reference: Sequence[Outputs], candidate: Sequence[Outputs]) -> Iterator[tuple[str, Array, Array]]:

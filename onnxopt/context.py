@@ -11,12 +11,12 @@ import onnx_ir as ir
 from onnxopt.analysis.cost import Cost, cost
 from onnxopt.analysis.linear import Linear, linears
 from onnxopt.analysis.shapes import Shapes, infer
-from onnxopt.backends.sessions import SessionMode, open_session, run
+from onnxopt.backends.jobs import evaluate_bytes
 from onnxopt.backends.target import Target
 from onnxopt.backends.worker import Worker
 from onnxopt.edit import as_tensor
 from onnxopt.model import Model
-from onnxopt.recipe import Override
+from onnxopt.overrides import Override, merged
 from onnxopt.serialization import to_proto
 from onnxopt.workdir import WorkDir
 
@@ -78,7 +78,11 @@ class RunContext:
     @property
     def shapes(self) -> Shapes:
         """Shapes with the sizes of the first sample."""
-        return self._cached("shapes", lambda: infer(self._model, self._sizes, self._observed))
+        return self._cached("shapes", lambda: self.shapes_of(self._model))
+
+    def shapes_of(self, model: Model) -> Shapes:
+        """The same of another state of the model."""
+        return infer(model, self._sizes, self._observed)
 
     @property
     def cost(self) -> Cost:
@@ -103,11 +107,11 @@ class RunContext:
 
     def overrides(self, name: str) -> Mapping[str, Any]:
         """See `passing.Context.overrides`."""
-        merged: dict[str, Any] = {}
-        for override in self._overrides:
-            if override.matches(name):
-                merged |= override.model_dump(exclude={"match"}, exclude_unset=True)
-        return merged
+        return {key: value for key, value in merged(self._overrides, name).items() if key != "skip"}
+
+    def skips(self, name: str) -> bool:
+        """See `passing.Context.skips`."""
+        return bool(merged(self._overrides, name).get("skip"))
 
     def progress(self, done: int, total: int, what: str = "") -> None:
         """See `passing.Context.progress`."""
@@ -136,8 +140,3 @@ def embedded(model: ir.Model) -> onnx.ModelProto:
     finally:
         for value, tensor in held:
             value.const_value = tensor
-
-
-def evaluate_bytes(content: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a serialized model once in the reference session."""
-    return run(open_session(content, SessionMode.REFERENCE), feeds)

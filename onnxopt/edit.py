@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxopt import carried
 from onnxopt.errors import ModelError
 from onnxopt.model import Model
+from onnxopt.nodes import label, with_inner
 
 Tensor = npt.NDArray[Any] | ir.TensorProtocol
 
@@ -29,7 +31,8 @@ class Edit:
 
     Whatever the order of recording, weights come first, then insertions, rewiring, inputs and attributes,
     removals last. Uses by nodes that the same edit inserts are left alone by `rewire`, so a node may be put
-    behind a value by inserting `f(x) -> y` and rewiring x to y. Initializers that lose their last use go too.
+    behind a value by inserting `f(x) -> y` and rewiring x to y. Initializers that lose their last use go too, unless
+    the model's training info names them.
 
     Attributes:
         rule: which rule of which pass asked for it; named in errors and in the report.
@@ -46,6 +49,10 @@ class Edit:
         self._removed: dict[ir.Node, None] = {}
         self._dropped: list[ir.Value] = []
         self._imports: dict[str, int] = {}
+        self._exports: list[str] = []
+        self._functions: list[ir.OperatorIdentifier] = []
+        self._left_out: list[ir.Value] = []
+        self._shapes: list[tuple[ir.Value, ir.Shape | None]] = []
 
     @property
     def inserted(self) -> list[ir.Node]:
@@ -73,6 +80,7 @@ class Edit:
         read_anew = (*(value for value, _ in self._replaced), *(old for old, _ in self._rewired))
         users = [user for value in read_anew for user, _ in value.uses() if user not in self.inserted]
         changed = [*(node for node, *_ in self._inputs), *(node for node, *_ in self._attributes)]
+        changed += [node for value in self._left_out if (node := value.producer()) is not None]
         return [node for node in dict.fromkeys((*users, *changed)) if node not in self._removed]
 
     def replace_weight(self, value: ir.Value, tensor: Tensor) -> None:
@@ -115,6 +123,22 @@ class Edit:
         """Take out an initializer that nobody reads."""
         self._dropped.append(value)
 
+    def leave_out(self, output: ir.Value) -> None:
+        """Leave out an optional output that nobody reads, so that runtimes need not compute it."""
+        self._left_out.append(output)
+
+    def declare_shape(self, value: ir.Value, shape: ir.Shape | None) -> None:
+        """State the shape of a value that a node makes."""
+        self._shapes.append((value, shape))
+
+    def drop_function(self, identifier: ir.OperatorIdentifier) -> None:
+        """Take out a function that nobody calls."""
+        self._functions.append(identifier)
+
+    def drop_domain(self, domain: str) -> None:
+        """Take back the import of an operator set that no node is from."""
+        self._exports.append(domain)
+
     def use_domain(self, domain: str, version: int) -> None:
         """Import an operator set that inserted nodes need."""
         self._imports[domain] = version
@@ -143,13 +167,17 @@ class Edit:
             node.replace_input_with(index, source)
         for node, name, content in self._attributes:
             _set_attribute(node, name, content)
+        for value in self._left_out:
+            _leave_out(value)
+        for value, shape in self._shapes:
+            value.shape = shape
         self._take_out(model, orphans)
 
     def _check(self) -> None:
         inserted = set(self.inserted)
         rewired = {old for old, _ in self._rewired}
         redirected = {(node, index) for node, index, _ in self._inputs}
-        leaving = {inner for node in self._removed for inner in _with_bodies(node)}
+        leaving = {inner for node in self._removed for inner in with_inner(node)}
         for node in self._removed:
             for value in node.outputs:
                 if value.is_graph_output() and value not in rewired:
@@ -167,6 +195,9 @@ class Edit:
         for node, _, _ in self._inputs:
             if node.graph is None and node not in inserted:
                 raise self._refusal(f"{_label(node)} is in no graph; its inputs cannot be set")
+        for value in self._left_out:
+            if value.uses() or value.is_graph_output() or value.producer() is None:
+                raise self._refusal(f"{value.name} cannot be left out: it is read, or no node makes it")
         for value, _ in self._replaced:
             if not value.is_initializer():
                 raise self._refusal(f"{value.name} is not an initializer and has no weight to replace")
@@ -176,7 +207,7 @@ class Edit:
 
     def _possible_orphans(self) -> Iterator[ir.Value]:
         """Initializers that may lose their last reader, and those that may never get one."""
-        readers = [inner for node in self._removed for inner in _with_bodies(node)]
+        readers = [inner for node in self._removed for inner in with_inner(node)]
         yield from (value for node in readers for value in node.inputs if value is not None)
         yield from (old for old, _ in self._rewired)
         yield from (
@@ -186,7 +217,7 @@ class Edit:
 
     def _take_out(self, model: Model, orphans: Iterable[ir.Value]) -> None:
         for node in self._removed:
-            for inner in _with_bodies(node):
+            for inner in with_inner(node):
                 for index in range(len(inner.inputs)):
                     inner.replace_input_with(index, None)
         by_graph: dict[ir.Graph | ir.Function, list[ir.Node]] = {}
@@ -196,6 +227,10 @@ class Edit:
         for graph, nodes in by_graph.items():
             graph.remove(nodes)
         _drop_weights(model, dict.fromkeys((*orphans, *self._dropped)))
+        for identifier in self._functions:
+            model.ir.functions.pop(identifier, None)
+        for domain in self._exports:
+            model.ir.opset_imports.pop(domain, None)
 
 
 def as_tensor(tensor: Tensor, name: str | None) -> ir.TensorProtocol:
@@ -209,17 +244,6 @@ def as_tensor(tensor: Tensor, name: str | None) -> ir.TensorProtocol:
     return ir.Tensor(array, name=name)
 
 
-def _with_bodies(node: ir.Node) -> Iterator[ir.Node]:
-    """The node and all nodes of its subgraphs."""
-    yield node
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-            yield from attribute.as_graph().all_nodes()
-        elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-            for graph in attribute.as_graphs():
-                yield from graph.all_nodes()
-
-
 def _place_weight(model: Model, value: ir.Value, graph: ir.Graph) -> None:
     """Before IR 4 a file has initializers in the main graph alone, and lists each as one of its inputs."""
     if model.ir.ir_version >= 4:
@@ -231,9 +255,11 @@ def _place_weight(model: Model, value: ir.Value, graph: ir.Graph) -> None:
 
 def _drop_weights(model: Model, values: Iterable[ir.Value]) -> None:
     """Take out the weights among the values that nothing reads; from IR 4 on, listed inputs may be fed and stay."""
-    listed = set()
+    listed, trained = set(), carried.training_names(model.ir)
     for value in values:
         if not value.is_initializer() or value.uses() or value.is_graph_output():
+            continue
+        if value.name in trained and value.graph is model.graph:
             continue
         if value.is_graph_input() and (model.ir.ir_version >= 4 or value.graph is not model.graph):
             continue
@@ -294,6 +320,13 @@ def _replace_output(model: Model, old: ir.Value, new: ir.Value, outputs: _Output
     new.name = name
 
 
+def _leave_out(output: ir.Value) -> None:
+    node = output.producer()
+    assert node is not None
+    output.name = ""
+    node.resize_outputs(max((index + 1 for index, value in enumerate(node.outputs) if value.name), default=0))
+
+
 def _set_attribute(node: ir.Node, name: str, content: Any) -> None:
     if content is None:
         node.attributes.pop(name, None)
@@ -304,4 +337,4 @@ def _set_attribute(node: ir.Node, name: str, content: Any) -> None:
 
 
 def _label(node: ir.Node) -> str:
-    return f"node {node.name or '(unnamed)'} ({node.op_type})"
+    return f"node {label(node)} ({node.op_type})"

@@ -55,3 +55,10 @@ class Declined:
     node: str
     rule: str
     why: str
+
+
+def innermost(error: BaseException) -> str:
+    """The first line of what an error goes back to."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

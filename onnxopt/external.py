@@ -1,7 +1,7 @@
 """Where a model's tensors lie, and the checks of models that nobody vouches for: before a byte is read."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxopt.carried import proto_scopes, scopes
 from onnxopt.errors import ModelError
+from onnxopt.nodes import tensor_value
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def places(model: ir.Model) -> Iterator[Place]:
 
 def _in_attribute(node: ir.Node, attribute: ir.Attr) -> Iterator[Place]:
     if attribute.type == ir.AttributeType.TENSOR:
-        yield Place(attribute.as_tensor(), partial(_put_attribute, node, attribute.name, None))
+        yield Place(tensor_value(attribute), partial(_put_attribute, node, attribute.name, None))
     elif attribute.type == ir.AttributeType.TENSORS:
         for at, tensor in enumerate(attribute.as_tensors()):
             yield Place(tensor, partial(_put_attribute, node, attribute.name, at))
@@ -69,13 +70,19 @@ def check_external(model: ir.Model, path: Path) -> None:
         ModelError: a location outside the folder (absolute, `..` or through a link), a missing file,
             or one that ends before the tensor does.
     """
-    folder = path.resolve().parent
     tensors = [place.tensor for place in places(model) if isinstance(place.tensor, ir.ExternalTensor)]
-    for location in {str(tensor.location) for tensor in tensors}:
-        _check_location(location, folder, path)
+    check_locations({str(tensor.location) for tensor in tensors}, path)
+    folder = path.resolve().parent
     for tensor in tensors:
         tensor.base_dir = folder
         _check_extent(tensor, path)
+
+
+def check_locations(locations: Iterable[str], path: Path) -> None:
+    """Raise ModelError where one of them is no file inside the model's folder."""
+    folder = path.resolve().parent
+    for location in locations:
+        _check_location(location, folder, path)
 
 
 def refuse_external(model: ir.Model, what: str) -> None:
@@ -88,15 +95,19 @@ def refuse_external(model: ir.Model, what: str) -> None:
             )
 
 
-def check_sizes(model: onnx.ModelProto, what: str) -> None:
-    """Embedded tensors must hold as much as their shape says, before anybody allocates by the shape."""
+def check_sizes(model: onnx.ModelProto, what: str, cut: Mapping[str, memoryview]) -> None:
+    """Embedded tensors must hold as much as their shape says, before anybody allocates by the shape.
+
+    Args:
+        cut: the bytes of tensors that were cut out of the message, by the location that stands for them.
+    """
     for tensor in proto_tensors(model):
         if any(dim < 0 for dim in tensor.dims):
             raise ModelError(f"{what}: weight {tensor.name} has a negative size in its shape {list(tensor.dims)}")
         for entry in tensor.external_data:
             if entry.key in ("offset", "length") and not entry.value.isdecimal():
                 raise ModelError(f"{what}: weight {tensor.name} has the {entry.key} {entry.value!r} in external data")
-        held, needed, unit = _stored(tensor)
+        held, needed, unit = _stored(tensor, cut)
         if held != needed:
             raise ModelError(
                 f"{what}: weight {tensor.name} holds {held} {unit} where its shape {list(tensor.dims)} needs {needed}; "
@@ -116,19 +127,28 @@ def proto_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from attribute.tensors
 
 
-_KNOWN = {int(dtype) for dtype in ir.DataType} - {int(ir.DataType.UNDEFINED), int(ir.DataType.STRING)}
+NUMERIC = frozenset(int(dtype) for dtype in ir.DataType) - {int(ir.DataType.UNDEFINED), int(ir.DataType.STRING)}
+"""Element types that have a size."""
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _COMPLEX = (int(ir.DataType.COMPLEX64), int(ir.DataType.COMPLEX128))
 
 
-def _stored(tensor: onnx.TensorProto) -> tuple[int, int, str]:
+def location_of(tensor: onnx.TensorProto) -> str:
+    """Which external data a tensor's message names; empty where none."""
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _stored(tensor: onnx.TensorProto, cut: Mapping[str, memoryview]) -> tuple[int, int, str]:
     """How much the tensor holds, how much it should, and the unit; (0, 0) where nothing can be said."""
     elements = math.prod(tensor.dims)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return 0, 0, ""
+        content = cut.get(location_of(tensor)) if cut else None
+        if content is None:
+            return 0, 0, ""
+        return len(content), _bytes(ir.DataType(tensor.data_type), elements), "bytes"
     if tensor.data_type == onnx.TensorProto.STRING:
         return len(tensor.string_data), elements, "strings"
-    if tensor.data_type not in _KNOWN:
+    if tensor.data_type not in NUMERIC:
         return 0, 0, ""
     needed = _bytes(ir.DataType(tensor.data_type), elements)
     if tensor.HasField("raw_data"):

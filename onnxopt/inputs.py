@@ -1,16 +1,21 @@
 """Which data a run uses for what: calibration for passes, held-back samples for the guard, evaluation for limits."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxopt.analysis.index_bounds import index_bounds
-from onnxopt.data import Batch, Dataset, open_data, synthetic
+from onnxopt.backends.jobs import run_batches
+from onnxopt.backends.sessions import SessionMode
+from onnxopt.backends.worker import Worker
+from onnxopt.data import Batch, Dataset, fitting, open_data, synthetic
 from onnxopt.data.validate import describe, fits, nearest
-from onnxopt.errors import DataError
+from onnxopt.errors import DataError, OnnxOptError
 from onnxopt.model import Model, Signature
 from onnxopt.recipe import Recipe
 
@@ -35,6 +40,7 @@ class Inputs:
         sizes: input name -> shape, which dynamic axes take for MACs and latency.
         synthetic: whether the feeds are random numbers.
         notes: what a reader of the report should know.
+        given: the shapes that the caller named.
     """
 
     calibration: Dataset | None
@@ -45,15 +51,29 @@ class Inputs:
     sizes: Mapping[str, tuple[int, ...]]
     synthetic: bool
     notes: Sequence[str]
+    given: Mapping[str, tuple[int, ...]]
 
     def digest(self) -> str:
-        """Digest of all data, so that a resumed run is known to be the same run."""
+        """Digest of all data that were given, so that a resumed run is known to be the same run.
+
+        Random inputs follow from the model and the recipe, of which there are digests.
+        """
         total = hashlib.sha256()
         for part in (self.calibration, self.evaluation):
-            total.update((part.digest() if part else "none").encode())
-        for name, shape in sorted(self.sizes.items()):
+            named = "none" if part is None else "synthetic" if part.is_synthetic else part.digest()
+            total.update(named.encode())
+        for name, shape in sorted(self.given.items()):
             total.update(f"{name}{shape}".encode())
         return total.hexdigest()
+
+    def for_limits(self, samples: int) -> tuple[str, list[Feed]]:
+        """What drift is held to its limit on, and its name: if possible data that no pass saw."""
+        if self.evaluation is not None:
+            batches = _batches(self.evaluation, samples)
+            return f"{'synthetic ' * self.evaluation.is_synthetic}evaluation data", [batch.feeds for batch in batches]
+        if self.guard:
+            return "held-back calibration samples", list(self.guard)
+        return "synthetic data" if self.synthetic else "calibration samples that passes saw", list(self.feeds)
 
     def describe(self) -> dict[str, Any]:
         """What the report says of the data."""
@@ -111,7 +131,49 @@ def gather(
     batches = _batches(visible, 1 if recipe.verify.level == "sample" else recipe.verify.samples)
     feeds, rows = [batch.feeds for batch in batches], [batch.samples for batch in batches]
     sizes = {name: np.shape(array) for name, array in feeds[0].items()} | dict(shapes or {})
-    return Inputs(visible if calibration else None, evaluated, feeds, rows, guard, sizes, source.is_synthetic, notes)
+    return Inputs(
+        visible if calibration else None, evaluated, feeds, rows, guard, sizes, source.is_synthetic, notes,
+        dict(shapes or {}),
+    )  # fmt: skip
+
+
+def resized(inputs: Inputs, model: Model, recipe: Recipe, runs: Callable[[Feed], bool]) -> Inputs | None:
+    """The same with random inputs of other sizes, on which the model runs; None where there are none.
+
+    Args:
+        inputs: random inputs (`Inputs.synthetic`) that the model does not take.
+        model: the model.
+        recipe: that the inputs were gathered for.
+        runs: whether the model takes some inputs (`takes`).
+    """
+    shapes = fitting(model.signature, inputs.given, index_bounds(model), runs)
+    if shapes is None:
+        return None
+    data, evaluation = (
+        "synthetic" if part is not None and part.is_synthetic else part
+        for part in (inputs.calibration, inputs.evaluation)
+    )
+    again = gather(model, recipe, data, evaluation, shapes, allow_code=True)
+    changed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items() if shape != inputs.sizes.get(name))
+    note = f"the original does not run on random inputs of the usual sizes, but on these: {changed}"
+    return replace(again, given=inputs.given, notes=[*again.notes, note])
+
+
+def takes(worker: Worker, path: Path, seconds: float) -> Callable[[Feed], bool]:
+    """A function that tells whether a model runs on some inputs; after so many seconds it always says no."""
+    deadline = time.monotonic() + seconds
+
+    def runs(feeds: Feed) -> bool:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        try:
+            worker.call(run_batches, str(path), SessionMode.REFERENCE, [dict(feeds)], timeout=left)
+        except OnnxOptError:
+            return False
+        return True
+
+    return runs
 
 
 def _batches(dataset: Dataset, samples: int) -> list[Batch]:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import onnx
 import onnx_ir
 
-from onnxopt import serialization
+from onnxopt import reading, serialization
 from onnxopt.errors import ModelError
 from onnxopt.external import refuse_external
 
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 Source: TypeAlias = "str | Path | bytes | onnx.ModelProto | onnx_ir.Model | gs.Graph | Model"
 
-Watcher: TypeAlias = "Callable[[Edit], Callable[[], None] | None]"
-"""Called with an edit before it is applied; what it returns is called afterwards."""
 
 HISTORY_KEY = "onnxopt.history"
 
@@ -47,10 +45,18 @@ class ValueInfo:
 
 @dataclass(frozen=True)
 class Signature:
-    """What callers of the model rely on: inputs (without initializers) and outputs, in order."""
+    """What callers of the model rely on, in order.
+
+    Attributes:
+        inputs: those that must be fed.
+        outputs: what the model gives.
+        defaults: inputs that may be fed: initializers are their defaults. Before IR 4 there are none, for a file
+            has to list every initializer as an input, and runtimes refuse to be fed one.
+    """
 
     inputs: tuple[ValueInfo, ...]
     outputs: tuple[ValueInfo, ...]
+    defaults: tuple[ValueInfo, ...] = ()
 
 
 class Model:
@@ -65,8 +71,6 @@ class Model:
         self._ir = model
         self.path = path
         self.revision = 0
-        self.watcher: Watcher | None = None
-        """Sees every edit, before and after it is applied."""
         self._names: set[str] | None = None
         self._counts: dict[str, int] = {}
 
@@ -89,8 +93,10 @@ class Model:
     @property
     def signature(self) -> Signature:
         """Inputs and outputs as callers see them."""
-        inputs = [value for value in self.graph.inputs if value.name not in self.graph.initializers]
-        return Signature(tuple(map(_value_info, inputs)), tuple(map(_value_info, self.graph.outputs)))
+        weights = self.graph.initializers
+        inputs = [value for value in self.graph.inputs if value.name not in weights]
+        optional = [value for value in self.graph.inputs if value.name in weights and self._ir.ir_version >= 4]
+        return Signature(*(tuple(map(_value_info, values)) for values in (inputs, self.graph.outputs, optional)))
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -141,11 +147,8 @@ class Model:
         Raises:
             ModelError: the edit does not fit the graph; the graph is then as before.
         """
-        watched = None if self.watcher is None else self.watcher(edit)
         edit.apply_to(self)
         self.revision += 1
-        if watched is not None:
-            watched()
 
     def replace(self, model: onnx_ir.Model) -> None:
         """Put another graph in place of this one (what whole-graph libraries give back)."""
@@ -170,24 +173,28 @@ class Model:
         """The whole model as a protobuf message, weights included: for small models only."""
         return serialization.to_proto(self._ir)
 
-    def save(self, path: str | Path, *, external_data: bool | None = None) -> None:
+    def save(
+        self, path: str | Path, *, external_data: bool | None = None, ready: "serialization.Ready | None" = None
+    ) -> None:
         """Write the model, whole or not at all.
 
         Args:
             path: the file; external data go beside it, as `NAME.data`.
             external_data: whether weights go to a file of their own. None: as the model came, and
                 always when the file would pass protobuf's 2 GB.
+            ready: called with the finished files before they take the place of those that are there.
 
         Raises:
             ModelError: the file cannot be written; what was there before is intact.
         """
-        serialization.write(self._ir, Path(path), external_data=external_data)
+        serialization.write(self._ir, Path(path), external_data=external_data, ready=ready)
 
 
 def load(source: Source) -> Model:
     """Read a model from a file, bytes, a protobuf message, an onnx-ir model or a graphsurgeon graph.
 
-    Weights in external data are memory-mapped when they are first read.
+    Weights are memory-mapped, in large model files as in external data: while the model is used the files may be
+    replaced (by renaming, as `save` does), but not overwritten in place.
 
     Raises:
         ModelError: missing, unreadable or truncated file; external data missing, too short or outside
@@ -199,22 +206,21 @@ def load(source: Source) -> Model:
         return Model(source)
     if isinstance(source, str | Path):
         path = Path(source)
-        return Model(serialization.read(path), path)
+        return Model(reading.read(path), path)
     if isinstance(source, bytes):
-        return _whole(serialization.parse(source, "the given bytes"), "the given bytes")
+        return _whole(reading.from_bytes(source, "the given bytes"), "the given bytes")
     if isinstance(source, onnx.ModelProto):
-        return _whole(source, "the given message")
+        return _whole(reading.from_proto(source, "the given message"), "the given message")
     if type(source).__module__.startswith("onnx_graphsurgeon"):
         import onnx_graphsurgeon as gs
 
-        return _whole(gs.export_onnx(source), "the given graph")
+        return _whole(reading.from_proto(gs.export_onnx(source), "the given graph"), "the given graph")
     raise ModelError(
         f"cannot load a model from {type(source).__name__}; give a path, bytes, ModelProto or onnx_ir.Model"
     )
 
 
-def _whole(proto: onnx.ModelProto, what: str) -> Model:
-    model = serialization.from_proto(proto, what)
+def _whole(model: onnx_ir.Model, what: str) -> Model:
     refuse_external(model, what)
     return Model(model)
 

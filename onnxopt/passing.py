@@ -2,31 +2,31 @@
 
 import difflib
 import importlib
-import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from importlib.metadata import EntryPoint
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
+from onnxopt import discovery
 from onnxopt.analysis.cost import Cost
 from onnxopt.analysis.linear import Linear
 from onnxopt.analysis.shapes import Shapes
+from onnxopt.discovery import pass_names
 from onnxopt.errors import Declined, OnnxOptError, RecipeError
 from onnxopt.model import Model
+from onnxopt.nodes import label
 
 Phase = Literal["clean", "structure", "transform", "quantize", "lower"]
 PHASES: tuple[Phase, ...] = ("clean", "structure", "transform", "quantize", "lower")
 """The order in which passes make sense; a recipe out of order is an error."""
 
-ENTRY_POINTS = "onnxopt.passes"
+_MOST_ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,13 @@ class Findings:
         """Whether the pass did anything."""
         return bool(self.changes)
 
-    def change(self, node: str | None, rule: str, what: str) -> None:
-        """Record something done."""
-        self.changes.append(Change(node or "", rule, what))
+    def change(self, node: ir.Node | str | None, rule: str, what: str) -> None:
+        """Record something done to a node, or to the node or tensor of a name."""
+        self.changes.append(Change(_name(node), rule, what))
 
-    def decline(self, node: str | None, rule: str, why: str) -> None:
+    def decline(self, node: ir.Node | str | None, rule: str, why: str) -> None:
         """Record something left alone, with the reason."""
-        self.declined.append(Declined(node or "", rule, why))
+        self.declined.append(Declined(_name(node), rule, why))
 
     def add(self, other: "Findings") -> None:
         """Take over what another run found (figures of the same name are replaced)."""
@@ -111,6 +111,10 @@ class Findings:
         self.declined += other.declined
         self.notes += other.notes
         self.measures |= other.measures
+
+
+def _name(of: ir.Node | str | None) -> str:
+    return label(of) if isinstance(of, ir.Node) else of or ""
 
 
 class Target(Protocol):
@@ -149,7 +153,14 @@ class Context(Protocol):
         ...
 
     def overrides(self, name: str) -> Mapping[str, Any]:
-        """The recipe's overrides for a node or weight of that name, merged; later entries win."""
+        """The options that the recipe's overrides give a node or weight of that name, merged; later entries win."""
+        ...
+
+    def skips(self, name: str) -> bool:
+        """Whether an override says that no lossy pass may touch the node or weight of that name.
+
+        Lossy passes ask and decline; the pipeline compares what is skipped before and after them.
+        """
         ...
 
     def progress(self, done: int, total: int, what: str = "") -> None:
@@ -169,6 +180,10 @@ class Pass(BaseModel):
     phase: ClassVar[Phase] = "clean"
     contract: ClassVar[Contract] = Exact()
     changes_signature: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
+    """Whether a composite's parts are run again until none of them changes anything."""
+    overridable: ClassVar[tuple[str, ...]] = ()
+    """The options that an override may set for single nodes or weights; see `overridden`."""
 
     limits: Limits | None = Field(None, description="limits for this pass alone, against the input model")
 
@@ -189,6 +204,19 @@ class Pass(BaseModel):
         """The options that differ from their defaults, as plain values."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
+    def overridden(self, values: Mapping[str, Any]) -> Self:
+        """This pass with what overrides say of one node or weight; what only other passes take is left out.
+
+        Raises:
+            pydantic.ValidationError: an impossible value.
+        """
+        own = {key: value for key, value in values.items() if key in self.overridable}
+        return type(self)(**{key: getattr(self, key) for key in self.model_fields_set} | own) if own else self
+
+    def unfit(self, target: Target) -> str | None:
+        """`OPTION: why` where an option that was given cannot be meant for the target; None where all can."""
+        return None
+
     @classmethod
     def summary(cls) -> str:
         """First line of the documentation."""
@@ -198,6 +226,29 @@ class Pass(BaseModel):
 def parts(pass_: Pass) -> list[Pass]:
     """A composite's parts, in order; composites may hold composites, and a pass itself after what it needs."""
     return [inner for part in pass_.expand() for inner in ([pass_] if part is pass_ else parts(part))]
+
+
+def rounds(pass_: Pass, revision: Callable[[], int]) -> Iterator[Pass]:
+    """A composite's parts in the order in which they are to be run; again and again where it repeats.
+
+    Ends when every part has seen the graph as it is and left it alone, and after ten rounds in any case.
+
+    Args:
+        pass_: the pass; its parts are yielded, each to be run before the next is asked for.
+        revision: the model's revision as it is now.
+    """
+    inner = parts(pass_)
+    idle: dict[int, int] = {}
+    for _ in range(_MOST_ROUNDS if pass_.repeats else 1):
+        for at, part in enumerate(inner):
+            before = revision()
+            if idle.get(at) == before:
+                continue
+            yield part
+            if revision() == before:
+                idle[at] = before
+        if all(seen == revision() for seen in idle.values()) and len(idle) == len(inner):
+            return
 
 
 def separated(pass_: Pass) -> list[Pass]:
@@ -222,42 +273,18 @@ def reshapes(pass_: Pass) -> bool:
     return any(part.phase in {"structure", "transform"} for part in (pass_, *parts(pass_)))
 
 
-@cache
-def _built_in() -> dict[str, tuple[str, str]]:
-    """Pass name -> (module, family), from file names alone: nothing is imported."""
-    spec = importlib.util.find_spec("onnxopt.passes")
-    found = {}
-    for root in (spec.submodule_search_locations or ()) if spec else ():
-        for file in sorted(Path(root).glob("*/[a-z]*.py")):
-            family = file.parent.name
-            found[file.stem.replace("_", "-")] = (f"onnxopt.passes.{family}.{file.stem}", family)
-    return found
-
-
-def _third_party() -> Iterator[EntryPoint]:
-    yield from (point for point in entry_points(group=ENTRY_POINTS) if point.name not in _built_in())
-
-
-def pass_names() -> dict[str, str]:
-    """Every pass that can be named in a recipe, with its family; those of other packages have `PACKAGE`."""
-    names = {name: family for name, (_, family) in _built_in().items()}
-    for point in _third_party():
-        names[point.name] = _package(point)
-    return names
-
-
 def pass_class(name: str) -> type[Pass]:
     """The class of a pass.
 
     Raises:
         RecipeError: no pass of that name; the message has the nearest names.
     """
-    if name in _built_in():
-        module = importlib.import_module(_built_in()[name][0])
+    if name in discovery.built_in():
+        module = importlib.import_module(discovery.built_in()[name][0])
         return _checked(name, getattr(module, "".join(part.capitalize() for part in name.split("-"))))
-    for point in _third_party():
+    for point in discovery.third_party():
         if point.name == name:
-            return _checked(name, _load(point), _package(point))
+            return _checked(name, _load(point), discovery.package(point))
     near = difflib.get_close_matches(name, pass_names(), n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else "`onnxopt passes` lists them"
     raise RecipeError(f"no pass named {name!r}; {hint}")
@@ -276,11 +303,8 @@ def _load(point: EntryPoint) -> object:
     try:
         return point.load()
     except Exception as error:  # another package's import may fail in any way
-        raise OnnxOptError(f"pass {point.name} of package {_package(point)} cannot be imported: {error}") from error
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.module
+        package = discovery.package(point)
+        raise OnnxOptError(f"pass {point.name} of package {package} cannot be imported: {error}") from error
 
 
 def _checked(name: str, found: object, package: str = "onnxopt") -> type[Pass]:
@@ -291,6 +315,6 @@ def _checked(name: str, found: object, package: str = "onnxopt") -> type[Pass]:
 
 __all__ = [
     "PHASES", "Change", "Context", "Contract", "Declined", "Exact", "Findings", "Limits", "Lossy", "Pass", "Phase",
-    "Target", "contract_of", "make", "parts", "pass_class", "pass_names", "reshapes",
+    "Target", "contract_of", "make", "parts", "pass_class", "pass_names", "reshapes", "rounds",
     "separated",
 ]  # fmt: skip

@@ -1,24 +1,22 @@
 """Recipes: what to do to a model, as people write it. Every mistake is one line with the key's path."""
 
-import difflib
-import fnmatch
-import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from onnxopt import overrides
 from onnxopt.backends.target import Target
 from onnxopt.errors import RecipeError
 from onnxopt.evaluate import MetricConfig
+from onnxopt.overrides import Override
 from onnxopt.passing import PHASES, Limits, Pass, pass_class
+from onnxopt.validating import short, validated
 
 Level = Literal["full", "sample", "structure"]
 PassLike: TypeAlias = "str | Mapping[str, Any] | Pass"
-T = TypeVar("T", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -40,21 +38,6 @@ class Verify(_Part):
                          "one sample; structure: checker, shapes, rewrites on random inputs")  # fmt: skip
     samples: PositiveInt = Field(8, description="samples that outputs are compared on")
     max_seconds: PositiveFloat = Field(60, description="time for outputs, per pass")
-
-
-class Override(BaseModel):
-    """Other options for the nodes or weights of a name: a glob, or `re:` and a regular expression."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    match: str
-    skip: bool = Field(False, description="leave what matches alone")
-
-    def matches(self, name: str) -> bool:
-        """Whether the pattern covers the name."""
-        if self.match.startswith("re:"):
-            return re.search(self.match[3:], name) is not None
-        return fnmatch.fnmatchcase(name, self.match)
 
 
 class Recipe(_Part):
@@ -121,15 +104,18 @@ def build(content: Mapping[str, Any], *, force_order: bool = False) -> Recipe:
     """A checked recipe from plain values; `passes` may also hold Pass objects.
 
     Raises:
-        RecipeError: unknown key, wrong type, impossible value, unknown pass, passes out of order.
+        RecipeError: unknown key, wrong type, impossible value, unknown pass, passes out of order, an option that the
+            target cannot have.
     """
     given = {key: value for key, value in content.items() if value is not None}
     settle_shorthands(given)
     passes = checked_list(given.pop("passes", ()))
-    recipe = _validated(Recipe, given, "")
-    for index, override in enumerate(recipe.overrides):
-        _check_pattern(override, f"overrides.{index}.match")
+    recipe = validated(Recipe, given, "")
     made = tuple(_pass(item, f"passes.{index}") for index, item in enumerate(passes))
+    overrides.check(recipe.overrides, made)
+    for index, pass_ in enumerate(made):
+        if why := pass_.unfit(recipe.target):
+            raise RecipeError(f"passes.{index}.{pass_.name}.{why}")
     if not force_order:
         _check_order(made)
     return recipe.model_copy(update={"passes": made})
@@ -153,7 +139,7 @@ def checked_list(passes: Any) -> list[Any]:
         RecipeError: it is no list.
     """
     if isinstance(passes, str | bytes | Mapping) or not isinstance(passes, Iterable):
-        raise RecipeError(f"passes: must be a list of pass names and {{name: options}}, not {_short(passes)}")
+        raise RecipeError(f"passes: must be a list of pass names and {{name: options}}, not {short(passes)}")
     return list(passes)
 
 
@@ -194,7 +180,7 @@ def set_value(content: dict[str, Any], assignment: str) -> None:
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise RecipeError(f"--set {path}: {'.'.join(parents)} is {_short(place)} and has no keys")
+        raise RecipeError(f"--set {path}: {'.'.join(parents)} is {short(place)} and has no keys")
 
 
 def _step(place: Any, key: str, path: str) -> Any:
@@ -212,7 +198,7 @@ def _step(place: Any, key: str, path: str) -> Any:
         if place.get(key) is None:
             place[key] = {}
         return place[key]
-    raise RecipeError(f"--set {path}: leads into {_short(place)}, which has no keys")
+    raise RecipeError(f"--set {path}: leads into {short(place)}, which has no keys")
 
 
 def _index(place: list[Any], key: str, path: str) -> int:
@@ -250,7 +236,7 @@ def yaml_value(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{where}: {_short(text)} is not a YAML value") from error
+        raise RecipeError(f"{where}: {short(text)} is not a YAML value") from error
 
 
 def settle_shorthands(given: dict[str, Any]) -> None:
@@ -275,13 +261,13 @@ def _pass(item: PassLike, where: str) -> Pass:
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
     if options is not None and not isinstance(options, Mapping):
-        raise RecipeError(f"{where}.{name}: options must be a mapping, not {_short(options)}")
-    return _validated(cls, dict(options or {}), f"{where}.{name}.")
+        raise RecipeError(f"{where}.{name}: options must be a mapping, not {short(options)}")
+    return validated(cls, dict(options or {}), f"{where}.{name}.")
 
 
 def _single(item: Any, where: str) -> tuple[str, Any]:
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise RecipeError(f"{where}: must be a pass's name or {{name: options}} with one name, not {_short(item)}")
+        raise RecipeError(f"{where}: must be a pass's name or {{name: options}} with one name, not {short(item)}")
     ((name, options),) = item.items()
     if not isinstance(name, str):
         raise RecipeError(f"{where}: {name!r} is no pass name")
@@ -298,81 +284,3 @@ def _check_order(passes: Sequence[Pass]) -> None:
         f"passes.{at}: {passes[at].name} ({passes[at].phase}) comes after {passes[at - 1].name} "
         f"({passes[at - 1].phase}); the right order is {', '.join(right)} (--force-order runs them as given)"
     )
-
-
-def _check_pattern(override: Override, where: str) -> None:
-    if override.match.startswith("re:"):
-        try:
-            re.compile(override.match[3:])
-        except re.error as error:
-            raise RecipeError(f"{where}: {override.match!r} is no regular expression: {error}") from error
-
-
-def _validated(cls: type[T], given: Mapping[str, Any], prefix: str) -> T:
-    odd = next((key for key in given if not isinstance(key, str)), None)
-    if odd is not None:
-        raise RecipeError(f"{prefix.rstrip('.') or 'recipe'}: the key {odd!r} must be text")
-    try:
-        return cls(**given)
-    except ValidationError as error:
-        raise RecipeError(explain(error, cls, prefix)) from error
-
-
-def explain(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> str:
-    """One line about the first thing wrong: the key's path, what was given, what is allowed, the nearest spelling."""
-    first = error.errors()[0]
-    path = prefix + ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    if first["type"] == "extra_forbidden":
-        known = _keys(cls, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"unknown key {path}; {hint}known keys: {', '.join(known) or 'none'}"
-    path = path.rstrip(".") or "recipe"
-    if first["type"] == "missing":
-        return f"{path}: is missing"
-    if first["type"] == "value_error":
-        return f"{path}: {first['msg'].removeprefix('Value error, ')}"
-    if first["type"] in _WORDED:
-        return f"{path}: must be {_WORDED[first['type']]}, not {_short(first['input'])}"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    near = difflib.get_close_matches(str(first["input"]), re.findall(r"'([^']+)'", message), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{path}: {message}, not {_short(first['input'])}{hint}"
-
-
-_WORDED = {
-    "model_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list", "list_type": "a list",
-    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
-    "float_parsing": "a number", "float_type": "a number", "bool_parsing": "true or false",
-    "bool_type": "true or false", "string_type": "text",
-}  # fmt: skip
-
-
-def _short(value: Any) -> str:
-    """What was given, cut to a length that a line can hold."""
-    return _REPR.repr(value)
-
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 80
-
-
-def _keys(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Keys of the model at a path inside another."""
-    current: type[BaseModel] | None = cls
-    for part in loc:
-        if current is None or part not in current.model_fields:
-            continue
-        annotation = current.model_fields[str(part)].annotation
-        current = next(filter(_is_model, (annotation, *_arguments(annotation))), None)
-    return sorted(current.model_fields) if current else []
-
-
-def _arguments(annotation: Any) -> Iterable[Any]:
-    for argument in get_args(annotation):
-        yield argument
-        yield from _arguments(argument)
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

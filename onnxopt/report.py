@@ -1,8 +1,9 @@
 """The report of a run: what went in, what each pass did and proved, what came out. Plain data, written as JSON."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,11 +13,14 @@ import yaml
 
 from onnxopt.analysis.cost import Cost
 from onnxopt.errors import ModelError
+from onnxopt.inputs import Inputs
 from onnxopt.model import Model
 from onnxopt.passing import Findings, Pass
-from onnxopt.verify import Verdict
+from onnxopt.reading import external_files
+from onnxopt.verify import Verdict, Verifier
 
 _PACKAGES = ("onnxopt", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+_NOTABLY_SLOWER = 1.1
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,12 @@ class Step:
             list(findings.notes), dict(findings.measures), asdict(verdict) if verdict else None,
         )  # fmt: skip
 
+    def history(self) -> dict[str, Any]:
+        """What the file remembers of the step: two digits of its drift; no times, hosts or paths."""
+        drift = (self.verdict or {}).get("drift")
+        rounded = None if drift is None else float(f"{drift:.1e}")
+        return {"pass": self.name, "options": self.options, "version": versions()["onnxopt"], "drift": rounded}
+
 
 @dataclass
 class Report:
@@ -88,18 +98,46 @@ class Report:
         plain: dict[str, Any] = finite(asdict(self))
         return plain
 
-    def write(self, folder: Path) -> None:
-        """Write `report.json` and the resolved recipe `report.recipe.yaml` into a folder.
+    @contextlib.contextmanager
+    def staged(self, folder: Path) -> Iterator[Callable[[], None]]:
+        """Write `report.json` and the resolved recipe `report.recipe.yaml` beside where they go.
+
+        What the block gets puts them in place; what it leaves is taken away at its end.
 
         Raises:
             ModelError: the folder cannot be written.
         """
+        texts = {
+            folder / "report.json": json.dumps(self.to_dict(), indent=1) + "\n",
+            folder / "report.recipe.yaml": yaml.safe_dump(self.recipe, sort_keys=False),
+        }
+        temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
+
+        def place() -> None:
+            with _writing(folder):
+                for path, temporary in temporaries.items():
+                    os.replace(temporary, path)
+
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _replace(folder / "report.json", json.dumps(self.to_dict(), indent=1) + "\n")
-            _replace(folder / "report.recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
-        except OSError as error:
-            raise ModelError(f"cannot write the report into {folder}: {error.strerror}") from error
+            with _writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                for path, text in texts.items():
+                    if path.is_dir():
+                        raise ModelError(f"cannot write the report {path}: it is a folder")
+                    temporaries[path].write_text(text, encoding="utf-8")
+            yield place
+        finally:
+            for temporary in temporaries.values():
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"cannot write the report into {folder}: {error.strerror}") from error
 
 
 def facts(model: Model, cost: Cost, path: Path | None = None, digest: str | None = None) -> Facts:
@@ -117,9 +155,30 @@ def facts(model: Model, cost: Cost, path: Path | None = None, digest: str | None
 
 def total_bytes(path: Path) -> int:
     """Bytes of a model file and of the external data files that it refers to."""
-    from onnxopt.serialization import external_files
-
     return path.stat().st_size + sum(file.stat().st_size for file in external_files(path))
+
+
+def last(steps: Sequence[Step], key: str) -> float | None:
+    """What the last step that measured it says of `drift` or `deployed_drift`."""
+    values = [step.verdict[key] for step in steps if step.verdict and step.verdict.get(key) is not None]
+    return values[-1] if values else None
+
+
+def status(inputs: Inputs, verifier: Verifier) -> str:
+    """The first line of a summary: whether the run was verified end to end, and on what."""
+    if verifier.unverified is not None:
+        return f"UNVERIFIED END TO END: {verifier.unverified}"
+    count = sum(inputs.rows[: verifier.batches])
+    kind = "calibration" if inputs.calibration else "evaluation"
+    data = "synthetic data" if inputs.synthetic else f"{count} sample{'s'[: count != 1]} of {kind} data"
+    return f"verified end to end on {data}"
+
+
+def slower(latency: Mapping[str, Any] | None) -> list[str]:
+    """A note where the output takes longer than the input on this machine."""
+    if latency is None or latency["ratio"] <= _NOTABLY_SLOWER:
+        return []
+    return [f"the output is slower than the input on this machine: x{latency['ratio']:.2f} at the first sample"]
 
 
 def versions() -> dict[str, str]:
@@ -131,12 +190,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def finite(value: Any) -> Any:

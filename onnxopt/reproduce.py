@@ -1,6 +1,7 @@
 """Bisecting a violation: to the pass inside a composite, then to the fewest nodes that still show it."""
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +12,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt import comparing
+from onnxopt.analysis.precision import default_tolerance
 from onnxopt.analysis.regions import around, region_inputs, region_model, region_outputs
 from onnxopt.backends.jobs import run_batches
 from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.worker import Worker
-from onnxopt.comparing import Noise, Outputs
+from onnxopt.comparing import Noise, Outputs, Tolerance
 from onnxopt.context import RunContext, embedded
 from onnxopt.errors import OnnxOptError
 from onnxopt.model import Model, load
 from onnxopt.passing import Exact, Findings, Pass
-from onnxopt.verify import default_tolerance
 
 logger = logging.getLogger(__name__)
 
@@ -66,22 +67,20 @@ def reproduce(
     Returns:
         One line for people: pass, rule, nodes, file. Where it cannot be shown again, that.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
-    state, scratch = before, folder / "scratch.onnx"
     try:
-        for index, part in enumerate(parts):
-            trial = _Trial(part, worker, scratch, context, lossy_limit or LOSSY_LIMIT)
-            failure = trial.breaks(load(state), feeds)
-            if failure is not None:
-                return _minimise(trial, state, feeds[failure.feed], folder, failure.why, deadline)
-            state = trial.keep(folder / f"scratch.{index}.onnx")
-        return "it does not show again when the passes are run one by one"
-    except OnnxOptError as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
+            state = before
+            for index, part in enumerate(parts):
+                trial = _Trial(part, worker, Path(scratch, "model.onnx"), context, lossy_limit or LOSSY_LIMIT)
+                failure = trial.breaks(load(state), feeds)
+                if failure is not None:
+                    return _minimise(trial, state, feeds[failure.feed], folder, failure.why, deadline)
+                state = trial.keep(f"{index}.onnx")
+            return "it does not show again when the passes are run one by one"
+    except (OnnxOptError, OSError) as error:
         return f"looking for a small model that shows it failed: {error}"
-    finally:
-        for file in folder.glob("scratch*"):
-            file.unlink()
 
 
 class _Trial:
@@ -96,7 +95,7 @@ class _Trial:
 
     def breaks(self, model: Model, feeds: Sequence[Feed]) -> _Failure | None:
         """Why the pass breaks its contract on this model; None where it does not. The model is changed."""
-        signature = model.signature
+        signature, tolerance = model.signature, self.tolerance(model)
         model.save(self.scratch)
         reference = self.run(self.scratch, feeds)
         self.findings = Findings()
@@ -109,20 +108,27 @@ class _Trial:
         except Exception as error:  # whatever it is, it is what is to be reproduced
             return _Failure(f"{type(error).__name__}: {error}", 0)
         pairs = zip(reference, outputs, strict=True)
-        return next((_Failure(why, at) for at, (a, b) in enumerate(pairs) if (why := self.differ(a, b, model))), None)
+        return next(
+            (_Failure(why, at) for at, (a, b) in enumerate(pairs) if (why := self.differ(a, b, tolerance))), None
+        )
 
-    def differ(self, reference: Outputs, outputs: Outputs, model: Model) -> str | None:
+    def tolerance(self, model: Model) -> Tolerance | None:
+        """What the pass's contract allows on a model, by value; None where it is lossy."""
+        contract = self.part.contract
+        return contract.tolerance or default_tolerance(model) if isinstance(contract, Exact) else None
+
+    def differ(self, reference: Outputs, outputs: Outputs, tolerance: Tolerance | None) -> str | None:
         """What is outside the pass's contract, or outside the limit of a lossy one."""
-        if isinstance(self.part.contract, Exact):
-            tolerance = self.part.contract.tolerance or default_tolerance(model)
+        if tolerance is not None:
             broken = comparing.compare([reference], [outputs], tolerance, _QUIET).broken
         else:
             measured = comparing.measure([reference], [outputs], _QUIET)
             broken = measured.broken or ([f"drift {measured.drift:.2g}"] if measured.drift > self.limit else [])
         return broken[0] if broken else None
 
-    def keep(self, path: Path) -> Path:
-        """The model that the last trial left, as a file of its own."""
+    def keep(self, name: str) -> Path:
+        """The model that the last trial left, as a file of its own beside it."""
+        path = self.scratch.with_name(name)
         load(self.scratch).save(path)
         return path
 
@@ -137,7 +143,7 @@ class _Trial:
 def _minimise(trial: _Trial, state: Path, feed: Feed, folder: Path, why: str, deadline: float) -> str:
     """Grow regions around the nodes that may be to blame until one of them breaks."""
     findings, model = trial.findings, load(state)
-    changed = trial.keep(folder / "scratch.changed.onnx") if findings.changed else None
+    changed = trial.keep("changed.onnx") if findings.changed else None
     nodes = list(model.graph)
     suspects = list(_suspects(trial, state, changed, feed, findings))
     for size in (s for s in _SIZES if s < len(nodes)):
@@ -194,8 +200,8 @@ def _names(node: ir.Node) -> set[str | None]:
 
 def _differing(trial: _Trial, nodes: Sequence[ir.Node], state: Path, changed: Path, feed: Feed) -> list[int]:
     """The first node whose value is no longer what it was, among values that kept their names."""
-    model = load(changed)
-    kept = {value.name for node in model.graph for value in node.outputs if value.name}
+    kept = {value.name for node in load(changed).graph for value in node.outputs if value.name}
+    tolerance = trial.tolerance(load(state))
     shared = [v.name for node in nodes for v in node.outputs if v.name in kept and not _is_sequence(v)]
     try:
         before, after = (_values(trial, path, shared, feed) for path in (state, changed))
@@ -204,7 +210,7 @@ def _differing(trial: _Trial, nodes: Sequence[ir.Node], state: Path, changed: Pa
         return []
     for at, node in enumerate(nodes):
         for name in (value.name for value in node.outputs if value.name in before and value.name in after):
-            if trial.differ({"": before[name]}, {"": after[name]}, model):
+            if trial.differ({name: before[name]}, {name: after[name]}, tolerance):
                 return [at]
     return []
 
@@ -221,7 +227,7 @@ def _values(trial: _Trial, path: Path, names: Sequence[str | None], feed: Feed) 
     wanted = set(names) - have - set(found)
     for node in model.graph:
         model.graph.outputs.extend(value for value in node.outputs if value.name in wanted)
-    probe = trial.scratch.with_name("scratch.probe.onnx")
+    probe = trial.scratch.with_name("probe.onnx")
     model.save(probe)
     (outputs,) = trial.run(probe, [feed])
     return found | {name: value for name, value in outputs.items() if name in names}

@@ -1,32 +1,30 @@
-"""Files and protobuf messages in, files out. Weights are streamed: one at a time is in memory.
+"""Model to message and to file. Weights are streamed: one at a time is in memory.
 
 onnx-ir carries nearly everything of a model; what it does not is the matter of `carried`.
 """
 
 import contextlib
-import errno
 import glob
-import hashlib
 import itertools
 import logging
 import mmap
 import os
 import re
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError
 
 from onnxopt import carried
+from onnxopt.atomic import fill, told
 from onnxopt.errors import ModelError
-from onnxopt.external import Place, check_external, check_sizes, places, proto_tensors
+from onnxopt.external import Place, location_of, places, proto_tensors
+from onnxopt.reading import from_proto, locations
+from onnxopt.wire import field
 
 logger = logging.getLogger(__name__)
 
@@ -39,61 +37,6 @@ _EMBED_BELOW = 1024
 
 _ALIGNMENT = 64
 """Weights begin at multiples of it in the data file: mapped, they can be read with vector instructions."""
-
-
-def read(path: Path) -> ir.Model:
-    """Read a model file; external data are checked now and mapped when used."""
-    try:
-        proto = parse(path.read_bytes(), str(path))
-    except FileNotFoundError as error:
-        raise ModelError(f"no such model file: {path}") from error
-    except OSError as error:
-        raise ModelError(f"cannot read model file {path}: {error.strerror}") from error
-    model = from_proto(proto, what=str(path))
-    check_external(model, path)
-    return model
-
-
-def parse(content: bytes, what: str) -> onnx.ModelProto:
-    """Bytes to a message; `what` names them in the error."""
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(content)
-    except DecodeError as error:
-        raise ModelError(f"{what} is not an ONNX model, or is cut short: protobuf cannot parse it") from error
-    return proto
-
-
-def external_files(path: Path) -> list[Path]:
-    """The external data files that a model file refers to."""
-    tensors = (place.tensor for place in places(read(path)))
-    return sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a model file and its external data, read in pieces."""
-    total = hashlib.sha256()
-    for file in (path, *external_files(path)):
-        with file.open("rb") as stream:
-            while piece := stream.read(2**22):
-                total.update(piece)
-    return total.hexdigest()
-
-
-def from_proto(proto: onnx.ModelProto, what: str = "the model") -> ir.Model:
-    """Message to onnx-ir model; the model's tensors share the message's memory, so do not change it afterwards."""
-    if not proto.HasField("graph") or not proto.ir_version:
-        raise ModelError(f"{what} is not an ONNX model, or is cut short: it has no graph")
-    check_sizes(proto, what)
-    extras = carried.take(proto)
-    try:
-        model = ir.from_proto(proto)
-    except Exception as error:  # onnx-ir raises whatever its readers raise; the cause is kept
-        raise ModelError(f"{what} is not a valid ONNX model: {_innermost(error)}") from error
-    finally:
-        carried.put(proto, extras)
-    carried.attach(model, extras)
-    return model
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
@@ -132,7 +75,7 @@ def stub(at: int, tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
 
 def stub_index(proto: onnx.TensorProto) -> int | None:
     """The place that a stub stands for; None for any other tensor."""
-    location = next((e.value for e in proto.external_data if e.key == "location"), "")
+    location = location_of(proto)
     return int(location.removeprefix(_STUB)) if location.startswith(_STUB) else None
 
 
@@ -145,24 +88,31 @@ def from_stubs(proto: onnx.ModelProto, tensors: list[ir.TensorProtocol]) -> ir.M
     return model
 
 
-def write(model: ir.Model, path: Path, *, external_data: bool | None = None) -> None:
+Ready: TypeAlias = Callable[[Sequence[Path]], None]
+"""Called with the files that are written in full, the model's and its data, under the names they have until then."""
+
+
+def write(model: ir.Model, path: Path, *, external_data: bool | None = None, ready: Ready | None = None) -> None:
     """Write beside the target, then rename: the old file stays whole until the new one is.
 
     A symbolic link stays one: the file that it leads to is replaced, and its data lie beside that file.
+    Where `ready` raises, nothing is renamed.
     """
     path = path.resolve()
     if not path.parent.is_dir():
         raise ModelError(f"cannot write {path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise ModelError(f"cannot write {path}: it is a folder")
-    with _writing(path), contextlib.ExitStack() as cleanup:
+    with told(path), contextlib.ExitStack() as cleanup:
         plan = _plan(model, path, external_data)
         moves = []
         if plan.external:
             data = path.with_name(plan.location)
-            moves.append((_fill(data, cleanup, lambda file: _write_data(plan, file)), data))
+            moves.append((fill(data, cleanup, lambda file: _write_data(plan, file)), data))
         skeleton = _skeleton(model, plan)
-        moves.append((_fill(path, cleanup, lambda file: _write_model(skeleton, plan, file)), path))
+        moves.append((fill(path, cleanup, lambda file: _write_model(skeleton, plan, file)), path))
+        if ready is not None:
+            ready([temporary for temporary, _ in reversed(moves)])
         for temporary, target in moves:
             os.replace(temporary, target)
         _forget_replaced(plan, path)
@@ -254,10 +204,9 @@ def _own_data_names(path: Path) -> frozenset[str]:
     if not candidates or not path.is_file():
         return frozenset()
     try:
-        present = parse(path.read_bytes(), str(path))
+        used = locations(path)
     except ModelError:
         return frozenset()
-    used = {entry.value for t in proto_tensors(present) for entry in t.external_data if entry.key == "location"}
     ours = re.compile(rf"{re.escape(path.name)}(\.\d+)?\.data")
     return frozenset(name for name in candidates & used if ours.fullmatch(name))
 
@@ -334,14 +283,14 @@ def _write_model(skeleton: onnx.ModelProto, plan: _Plan, file: BinaryIO) -> None
         len(head) + len(body) + _raw_size(weight)
         for head, body, weight in zip(heads, bodies, plan.weights, strict=True)
     ]
-    total = len(graph) + sum(len(_field(5, size)) + size for size in sizes)
+    total = len(graph) + sum(len(field(5, size)) + size for size in sizes)
     if total > PROTOBUF_LIMIT:
         raise ModelError(f"the graph without its large weights takes {total / 2**30:.1f} GiB; protobuf allows 2 GiB")
     file.write(skeleton.SerializeToString(deterministic=True))
-    file.write(_field(7, total))
+    file.write(field(7, total))
     file.write(graph)
     for weight, head, body, size in zip(plan.weights, heads, bodies, sizes, strict=True):
-        file.write(_field(5, size) + head + body)
+        file.write(field(5, size) + head + body)
         if body:
             _write_raw(weight.tensor, file)
 
@@ -371,7 +320,7 @@ def _raw_size(weight: _Weight) -> int:
 
 
 def _raw_field(weight: _Weight) -> bytes:
-    return _field(9, weight.tensor.nbytes) if _streams(weight) else b""
+    return field(9, weight.tensor.nbytes) if _streams(weight) else b""
 
 
 def _write_raw(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
@@ -381,53 +330,22 @@ def _write_raw(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
         with contextlib.suppress(BufferError):  # somebody holds an array of it
             tensor.release()  # a mapping that stays counts as our memory
     else:
-        file.write(tensor.tobytes())
+        file.write(_raw_bytes(tensor))
     if file.tell() - before != tensor.nbytes:
         raise ModelError(
             f"weight {tensor.name} gave {file.tell() - before} bytes where its shape needs {tensor.nbytes}"
         )
 
 
-def _field(number: int, size: int) -> bytes:
-    """Tag and length of a length-delimited protobuf field."""
-    out = bytearray([number << 3 | 2])
-    while size > 127:
-        out.append(size & 127 | 128)
-        size >>= 7
-    out.append(size)
-    return bytes(out)
-
-
-def _fill(target: Path, cleanup: contextlib.ExitStack, writer: Callable[[BinaryIO], None]) -> Path:
-    """A new file beside the target, with the target's permissions; gone at cleanup unless renamed."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    with temporary.open("xb") as file:
-        cleanup.callback(temporary.unlink, missing_ok=True)
-        writer(file)
-        file.flush()
-        os.fsync(file.fileno())
-    if target.exists():
-        shutil.copymode(target, temporary)
-    return temporary
-
-
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "the file grows too large",
-}
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        why = _FULL.get(error.errno or 0) or (str(error) if error.errno is None else error.strerror)
-        where = f" ({error.filename})" if error.filename else ""
-        raise ModelError(f"cannot write {path}: {why}{where}; what was there before is unchanged") from error
-    except (EncodeError, ValueError) as error:
-        raise ModelError(f"cannot write {path}: {_innermost(error)}") from error
+def _raw_bytes(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """As `tobytes`, but without a copy where the tensor's array is laid out as the file wants it."""
+    if isinstance(tensor, ir.PackedTensor):
+        array = tensor.numpy_packed()
+    elif isinstance(tensor, ir.Tensor) and tensor.dtype.bitwidth >= 8:
+        array = tensor.numpy()
+    else:
+        return tensor.tobytes()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _forget_replaced(plan: _Plan, path: Path) -> None:
@@ -447,9 +365,3 @@ def _forget_replaced(plan: _Plan, path: Path) -> None:
 def _reads(tensor: ir.TensorProtocol, files: set[Path]) -> bool:
     """Whether the tensor's values may come from the files; what a lazy tensor reads cannot be seen."""
     return isinstance(tensor, ir.LazyTensor) or (isinstance(tensor, ir.ExternalTensor) and Path(tensor.path) in files)
-
-
-def _innermost(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

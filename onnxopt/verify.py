@@ -6,36 +6,35 @@ what the file means; the *deployed session* (the defaults) tells what users get.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx_ir as ir
-
 from onnxopt import comparing
-from onnxopt.backends.jobs import run_batches
-from onnxopt.backends.machine import free_memory_bytes
-from onnxopt.backends.sessions import SessionMode, open_session, run
+from onnxopt.analysis.precision import default_tolerance
+from onnxopt.backends import machine
+from onnxopt.backends.jobs import check_file, run_afresh, run_batches
+from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.worker import Worker, WorkerDied
-from onnxopt.comparing import Noise, Outputs
-from onnxopt.edit import Edit
-from onnxopt.errors import ContractViolation, ModelError, OnnxOptError
+from onnxopt.chance import Seeded, seeded
+from onnxopt.comparing import Comparison, Noise, Outputs
+from onnxopt.errors import ContractViolation, DataError, ModelError, OnnxOptError
 from onnxopt.model import Model, load
-from onnxopt.passing import Contract, Exact
+from onnxopt.passing import Contract, Exact, Lossy
 from onnxopt.recipe import Level, Verify
 
 logger = logging.getLogger(__name__)
 
 Feed = Mapping[str, Any]
 
-_SEED = 1.0
+_SETS_OF_OUTPUTS = 6
+"""How often a batch's outputs are held at a time: of the original twice, the last good state, and the candidate."""
+_OUTPUTS_SHARE = 0.25
+"""So much of the free memory they may take."""
+
 _PATIENCE = 120.0
 """Seconds (or 20 times `max_seconds`) after which a call is ended: a loop may have lost its end."""
-
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
-_HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -85,18 +84,26 @@ class Verifier:
         self._config = config
         self._real_data = real_data
         self._scratch = scratch
-        self._tolerance = 0.0
+        self._tolerance: Mapping[str, float] | None = None
+        self._state = original
+        self._chance = self._last_chance = Seeded(original)
         self._reference: list[Outputs] = []
         self._deployed: list[Outputs] = []
         self._guard_outputs: list[Outputs] = []
         self._previous: list[Outputs] = []
+        self._held: list[Outputs] = []
+        self._most = 1
         self._noise = Noise({}, frozenset())
+        self._notes: list[str] = []
         self._full_check = True
         self._guarded = True
-        self._seeded: dict[tuple[Path, int, int], tuple[Path, bool]] = {}
+        self._seeded: dict[tuple[Path, int, int], Seeded] = {}
+        self._by_statistics: set[str] = set()
         self.level: Level = config.level
         self.unverified: str | None = None
         """Why nothing was verified end to end; None where everything was."""
+        self.refused: bool = False
+        """Whether that is because the original does not run on random inputs of these sizes."""
 
     @property
     def batches(self) -> int:
@@ -106,11 +113,14 @@ class Verifier:
     @property
     def notes(self) -> list[str]:
         """What the original does that leaves less to prove."""
-        notes = [
+        notes = self._notes + [
             f"output {name} of the original differs from itself (relative L2 {size:.1g}): mean and spread are compared"
             for name, size in self._noise.relative.items()
             if size > comparing.WAVERING
         ]
+        if self._by_statistics:
+            names = ", ".join(sorted(self._by_statistics))
+            notes.append(f"a pass renamed what draws random numbers for {names}: mean and spread are compared")
         if not self._guarded:
             notes.append("the collapse guard had nothing to judge: it needs an output that differs among three samples")
         if self._noise.unstable:
@@ -129,17 +139,20 @@ class Verifier:
             ModelError: the checker refuses the original, no session loads it, or it gives NaN on real data.
         """
         self._check_original()
-        self._tolerance = default_tolerance(model)
         if self.level == "structure":
             self.unverified = "asked for by verify.level"
             return
         if (why := self._too_large(model)) is not None:
             self._fall_back(why)
             return
+        self._tolerance = default_tolerance(model)
+        self._chance = self._last_chance = self._without_chance(self._original)
         started = time.monotonic()
         try:
             self._reference = self._run(self._original, SessionMode.REFERENCE, self._feeds[:1])
             self._fit_time(time.monotonic() - started, batches)
+            if batches is None:
+                self._fit_memory()
             self._reference += self._run(self._original, SessionMode.REFERENCE, self._feeds[1:])
             without = self._run(self._original, SessionMode.NOISE_NONE, self._feeds)
             self._noise = comparing.noise(self._run(self._original, SessionMode.NOISE_ALL, self._feeds), without)
@@ -155,6 +168,7 @@ class Verifier:
             if self._real_data:
                 raise
             self._fall_back(f"the original fails on synthetic data: {error}")
+            self.refused = isinstance(error, DataError)
             return
         self._previous = self._reference
         self._refuse_nan()
@@ -170,7 +184,7 @@ class Verifier:
     def resume_from(self, state: Path) -> None:
         """Hold the next exact pass to the outputs of a state that was accepted before."""
         if self.unverified is None:
-            self._previous = self._run(state, SessionMode.REFERENCE, self._feeds)
+            self._accept(state, self._run(state, SessionMode.REFERENCE, self._feeds), Lossy())
 
     def judge(self, candidate: Path, contract: Contract, *, guard: bool) -> tuple[Verdict, Callable[[], None]]:
         """Judge a candidate's file against a contract.
@@ -196,16 +210,33 @@ class Verifier:
         except OnnxOptError as error:
             broken = (f"the file does not run: {error}",)
             return replace(verdict, broken=broken, seconds=time.monotonic() - started), _nothing
-        return replace(verdict, seconds=time.monotonic() - started), lambda: self._accept(outputs)
+        return replace(verdict, seconds=time.monotonic() - started), lambda: self._accept(candidate, outputs, contract)
+
+    def deployed(self, candidate: Path, feeds: Sequence[Feed]) -> tuple[Comparison, int]:
+        """How far a candidate is from the original as deployed, and on how many batches.
+
+        Args:
+            candidate: the file.
+            feeds: the same in every call; as many are taken as time and memory allow.
+        """
+        feeds = feeds[: self._most]
+        if not self._held:
+            self._held = self._run(self._original, SessionMode.DEPLOYED, feeds)
+        outputs = self._run(candidate, SessionMode.DEPLOYED, feeds)
+        otherwise = self._drawn_otherwise(self._chance, candidate)
+        return comparing.measure(self._held, outputs, Noise({}, frozenset()), otherwise), len(feeds)
 
     def _compare(
         self, candidate: Path, contract: Contract, guard: bool, verdict: Verdict
     ) -> tuple[Verdict, list[Outputs]]:
         outputs = self._run(candidate, SessionMode.REFERENCE, self._feeds)
-        against_original = comparing.measure(self._reference, outputs, self._noise)
+        otherwise = self._drawn_otherwise(self._chance, candidate)
+        against_original = comparing.measure(self._reference, outputs, self._noise, otherwise)
         judged = against_original
         if isinstance(contract, Exact):
-            judged = comparing.compare(self._previous, outputs, contract.tolerance or self._tolerance, self._noise)
+            tolerance = contract.tolerance or self._tolerances()
+            chance = self._drawn_otherwise(self._last_chance, candidate)
+            judged = comparing.compare(self._previous, outputs, tolerance, self._noise, chance)
         broken = list(judged.broken)
         if guard and self._guard and not broken:
             guarded = self._run(candidate, SessionMode.DEPLOYED, self._guard)
@@ -213,7 +244,7 @@ class Verifier:
         deployed = None
         if self.level == "full":
             as_deployed = self._run(candidate, SessionMode.DEPLOYED, self._feeds)
-            lived = comparing.measure(self._deployed, as_deployed, self._noise)
+            lived = comparing.measure(self._deployed, as_deployed, self._noise, otherwise)
             broken += [f"as deployed: {line}" for line in lived.broken if line not in broken]
             deployed = lived.drift
         verdict = replace(
@@ -222,19 +253,42 @@ class Verifier:
         )  # fmt: skip
         return verdict, outputs
 
-    def _accept(self, outputs: list[Outputs]) -> None:
-        self._previous = outputs
+    def _accept(self, state: Path, outputs: list[Outputs], contract: Contract) -> None:
+        self._state, self._previous, self._last_chance = state, outputs, self._without_chance(state)
+        if isinstance(contract, Lossy):
+            self._tolerance = None
+
+    def _tolerances(self) -> Mapping[str, float]:
+        """What exact passes are allowed on the last good state: a lossy one may have changed its precision."""
+        if self._tolerance is None:
+            self._tolerance = default_tolerance(load(self._state))
+        return self._tolerance
+
+    def _drawn_otherwise(self, before: Seeded, candidate: Path) -> frozenset[str]:
+        """The outputs that depend on chance, as before, and for which a candidate draws other random numbers."""
+        after = self._without_chance(candidate)
+        differing = before.outputs & after.outputs if before.keys != after.keys else frozenset()
+        self._by_statistics |= differing
+        return differing
+
+    def _without_chance(self, path: Path) -> Seeded:
+        """The original or a candidate with seeds; of candidates only the last one's copy is kept."""
+        status = path.stat()
+        version = (path, status.st_mtime_ns, status.st_ino)
+        if version not in self._seeded:
+            original = path == self._original
+            self._seeded = {key: known for key, known in self._seeded.items() if key[0] == self._original}
+            copy = self._scratch / f"{'original' if original else 'candidate'}.seeded.onnx"
+            self._seeded[version] = seeded(path, copy)
+        return self._seeded[version]
 
     def _run(self, path: Path, mode: SessionMode, feeds: Sequence[Feed]) -> list[Outputs]:
         if not feeds:
             return []
-        version = (path, path.stat().st_mtime_ns, path.stat().st_ino)
-        if version not in self._seeded:
-            self._seeded[version] = _seeded(path, self._scratch)
-        seeded, random = self._seeded[version]
-        function = run_afresh if random else run_batches
+        quiet = self._without_chance(path)
+        function = run_afresh if quiet.draws else run_batches
         limit = max(_PATIENCE, 20 * self._config.max_seconds)
-        outputs: list[Outputs] = self._worker.call(function, str(seeded), mode, list(feeds), timeout=limit)
+        outputs: list[Outputs] = self._worker.call(function, str(quiet.path), mode, list(feeds), timeout=limit)
         return outputs
 
     def _check_original(self) -> None:
@@ -248,16 +302,32 @@ class Verifier:
     def _too_large(self, model: Model) -> str | None:
         """A session holds about the weights' size again; where that is most of what is free, none is opened."""
         weights = sum(value.const_value.nbytes for value in model.weights() if value.const_value is not None)
-        free = free_memory_bytes()
-        if free is None or 2 * weights <= 0.6 * free:
+        needed = machine.session_bytes(weights)
+        if machine.has_room(needed):
             return None
-        return f"a session needs about {2 * weights / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+        free = machine.free_memory_bytes()
+        return f"a session needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
 
     def _fit_time(self, first: float, batches: int | None) -> None:
         """Keep as many batches as fit the time: each is run about seven times."""
         affordable = batches or max(1, int(self._config.max_seconds / max(7 * first, 1e-3)))
         samples = 1 if self.level == "sample" else self._config.samples
-        self._feeds = self._feeds[: min(affordable, samples)]
+        self._most = min(affordable, samples)
+        self._feeds = self._feeds[: self._most]
+
+    def _fit_memory(self) -> None:
+        """Keep as many batches as leave room for their outputs."""
+        run = _SETS_OF_OUTPUTS * _bytes_of(self._reference[0].values())
+        fitting = max(1, int(_OUTPUTS_SHARE * machine.free_memory_bytes() / max(run, 1)))
+        wanted = max(len(self._feeds), len(self._guard))
+        if fitting < wanted:
+            size = run / _SETS_OF_OUTPUTS / 2**20
+            self._notes.append(
+                f"the outputs of one batch take {size:.0f} MiB: {fitting} of {wanted} batches are compared; "
+                "smaller batches would let more fit into memory"
+            )
+            self._feeds, self._guard = self._feeds[:fitting], self._guard[:fitting]
+            self._most = min(self._most, fitting)
 
     def _fall_back(self, why: str) -> None:
         self.level, self.unverified = "structure", why
@@ -272,22 +342,6 @@ class Verifier:
             )
 
 
-def check_file(path: str, *, full: bool) -> str | None:
-    """The ONNX checker's first complaint about a file, None when it has none."""
-    try:
-        onnx.checker.check_model(path, full_check=full)
-    except Exception as error:  # the checker raises several kinds, all of them complaints
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return " ".join(lines[:3]) if lines else type(error).__name__
-    return None
-
-
-def default_tolerance(model: Model) -> float:
-    """1e-4; 5e-3 where weights or outputs are half precision."""
-    types = {value.dtype for value in model.weights()} | {value.dtype for value in model.signature.outputs}
-    return 5e-3 if types & _HALF else 1e-4
-
-
 def require(verdict: Verdict, what: str) -> None:
     """Raise ContractViolation when a verdict has anything broken."""
     if verdict.broken:
@@ -295,36 +349,19 @@ def require(verdict: Verdict, what: str) -> None:
         raise ContractViolation(f"{what} broke its contract: {verdict.broken[0]}{more}")
 
 
+def _bytes_of(values: Iterable[Any]) -> int:
+    """Memory of output values: arrays, and lists and maps of them."""
+    total, waiting = 0, list(values)
+    while waiting:
+        match waiting.pop():
+            case Mapping() as held:
+                waiting.extend(held.values())
+            case list() | tuple() as held:
+                waiting.extend(held)
+            case value:
+                total += getattr(value, "nbytes", 0)
+    return total
+
+
 def _nothing() -> None:
     """Nothing to remember of a candidate that was not run."""
-
-
-def run_afresh(path: str, mode: SessionMode, feeds: Sequence[Feed]) -> list[Outputs]:
-    """All outputs for each feed, each from a session of its own: a session's random numbers go on from run to run."""
-    return [run(open_session(path, mode), feed) for feed in feeds]
-
-
-def _seeded(path: Path, scratch: Path) -> tuple[Path, bool]:
-    """The file, or where it draws random numbers without a seed, a copy with seeds; and whether it draws any.
-
-    All nodes get the same seed, so that it does not matter what a pass renames or reorders.
-    """
-    model = load(path)
-    bodies = (node for function in model.ir.functions.values() for node in function.all_nodes())
-    drawing = [node for node in (*model.nodes(), *bodies) if _draws(node)]
-    unseeded = [node for node in drawing if "seed" not in node.attributes]
-    if not unseeded:
-        return path, bool(drawing)
-    edit = Edit("seed")
-    for node in unseeded:
-        edit.set_attribute(node, "seed", _SEED)
-    model.apply(edit)
-    copy = scratch / f"{path.stem}.seeded.onnx"
-    model.save(copy)
-    return copy, True
-
-
-def _draws(node: ir.Node) -> bool:
-    """Whether a node draws random numbers; Dropout does in training mode alone."""
-    training = node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
-    return node.domain in {"", "ai.onnx"} and (training or node.op_type in _RANDOM)

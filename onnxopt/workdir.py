@@ -14,16 +14,22 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.errors import OnnxOptError, RecipeError
+from onnxopt.locking import Held, Lock
 from onnxopt.numerics.packing import pack
 
 logger = logging.getLogger(__name__)
 
 _STATE = "state.json"
 _MARK = ".onnxopt-work"
+_LOCK = ".lock"
+
+
+class WorkDirError(OnnxOptError):
+    """The work folder cannot be written, most likely because the disk is full."""
 
 
 class WorkDir:
-    """A folder that one run owns.
+    """A folder that one run owns, and locks against others until `close` or the end of the process.
 
     `state.json` names the run (by the digests of all that goes in) and what is done; it is replaced
     whole, after the model file it speaks of is on disk, so a kill at any moment leaves a state that holds.
@@ -36,10 +42,14 @@ class WorkDir:
         self._replaced: str | None = None
         self._stored = 0
         self._prepare()
-        if resume:
-            self._resume()
-        else:
-            self._clear()
+        try:
+            if resume:
+                self._resume()
+            else:
+                self._clear()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def done(self) -> list[dict[str, Any]]:
@@ -60,8 +70,9 @@ class WorkDir:
     def commit(self, record: Mapping[str, Any], state: Path | None) -> None:
         """Remember a finished step, and its model file as the last good state where it left one."""
         before = self.last_state()
-        self._done.append({**record, "state": state.name if state else None})
-        self._write_state()
+        done = [*self._done, {**record, "state": state.name if state else None}]
+        self._write_state(done, self._replaced)
+        self._done = done
         self._drop_stored()
         if state is not None and before is not None and before != state:
             _remove_model(before)
@@ -75,8 +86,8 @@ class WorkDir:
         """
         if self._replaced is not None and present != self._replaced:
             return False
+        self._write_state(self._done, present)
         self._replaced = present
-        self._write_state()
         return True
 
     def store(self, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.ExternalTensor:
@@ -92,7 +103,7 @@ class WorkDir:
             with (self.folder / name).open("wb") as file:
                 file.write(content.reshape(-1).view(np.uint8).data)
         except OSError as error:
-            raise OnnxOptError(f"cannot write to the work folder {self.folder}: {error.strerror}") from error
+            raise WorkDirError(f"cannot write to the work folder {self.folder}: {error.strerror}") from error
         return ir.ExternalTensor(
             name, 0, content.nbytes, dtype, shape=ir.Shape(array.shape), name=name, base_dir=self.folder
         )
@@ -102,9 +113,16 @@ class WorkDir:
         _remove_model(candidate)
         self._drop_stored()
 
+    def close(self) -> None:
+        """Let another run have the folder."""
+        self._lock.release()
+
     def remove(self) -> None:
         """Delete the folder and all that is in it."""
+        if os.name == "nt":
+            self.close()  # Windows deletes no open file
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
 
     def _prepare(self) -> None:
         try:
@@ -113,6 +131,10 @@ class WorkDir:
                 raise RecipeError(f"work folder {self.folder} holds files of others; name an empty or new folder")
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / _MARK).touch()
+            self._lock = Lock(self.folder / _LOCK)
+        except Held as held:
+            who = "another run" if held.pid is None else f"another run (pid {held.pid})"
+            raise RecipeError(f"{who} uses the work folder {self.folder}; wait for it, or name another one") from held
         except OSError as error:
             raise RecipeError(f"cannot use work folder {self.folder}: {error.strerror}") from error
 
@@ -138,19 +160,19 @@ class WorkDir:
 
     def _clear(self) -> None:
         for path in self.folder.iterdir():
-            if path.name != _MARK and path.is_file():
+            if path.name not in {_MARK, _LOCK} and path.is_file():
                 path.unlink()
 
-    def _write_state(self) -> None:
+    def _write_state(self, done: list[dict[str, Any]], replaced: str | None) -> None:
         temporary = self.folder / f".{_STATE}.tmp"
         try:
             with temporary.open("w") as file:
-                json.dump({"key": self._key, "done": self._done, "replaced": self._replaced}, file)
+                json.dump({"key": self._key, "done": done, "replaced": replaced}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.folder / _STATE)
         except OSError as error:
-            raise OnnxOptError(f"cannot write to the work folder {self.folder}: {error.strerror}") from error
+            raise WorkDirError(f"cannot write to the work folder {self.folder}: {error.strerror}") from error
 
     def _drop_stored(self) -> None:
         """Stored arrays were copied into the state's file, from which the model is read again."""

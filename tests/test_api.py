@@ -102,6 +102,24 @@ def test_progress() -> None:
     assert seen[-2:] == ["clean", "measuring and writing"]
 
 
+def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise ModelError("cannot write out.onnx: the disk is full")
+
+    given: dict[str, Any] = {"output": tmp_path / "out.onnx", "work": tmp_path / "work", "verify": "structure"}
+    with monkeypatch.context() as patch:
+        patch.setattr("onnxopt.pipeline.publish", full)
+        with pytest.raises(ModelError, match="the disk is full; --resume goes on after the last step"):
+            onnxopt.optimize(tiny(), ["clean"], **given)
+    seen: list[str] = []
+    onnxopt.optimize(tiny(), ["clean"], **given, resume=True, progress=lambda progress: seen.append(progress.name))
+    assert "clean" not in seen
+    assert operators(tmp_path / "out.onnx") == ["MatMul", "Relu"]
+    seen.clear()
+    onnxopt.optimize(tiny(), ["clean"], **given, progress=lambda progress: seen.append(progress.name))
+    assert "clean" in seen
+
+
 NANS = np.full((4, 8), np.nan, np.float32)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxopt.comparing import Noise, collapsed, compare, first_nan, judgeable, measure, noise
+from onnxopt.comparing import Noise, collapsed, compare, first_nan, judgeable, measure, noise, shown
 
 QUIET = Noise({}, frozenset())
 RNG = np.random.default_rng(0)
@@ -142,3 +142,66 @@ def test_collapse_accepts_a_moderate_loss() -> None:
 def test_collapse_says_nothing_where_the_original_is_constant() -> None:
     constant = np.ones((4, 3), np.float32)
     assert collapsed([{"y": constant}], [{"y": 2 * constant}]) == []
+
+
+def test_each_output_has_its_own_tolerance() -> None:
+    a = [{"y": Y, "s": [Y], "other": Y, "half": Y.astype(np.float16)}]
+    b = [{"y": Y * np.float32(1.001), "s": [Y * np.float32(1.001)], "other": Y, "half": Y.astype(np.float16)}]
+    assert compare(a, b, {"y": 5e-3, "s": 5e-3}, QUIET).broken == []
+    found = compare(a, b, {"y": 1e-4, "s": 1e-4}, QUIET).broken
+    assert {line.split(",")[0] for line in found} == {"output y", "output s[0]"}
+
+
+def test_a_value_without_a_tolerance_is_judged_by_its_type() -> None:
+    def broken(dtype: str) -> list[str]:
+        return compare([{"v": Y.astype(dtype)}], [{"v": (Y * 1.002).astype(dtype)}], {"y": 1.0}, QUIET).broken
+
+    assert broken("float32")
+    assert broken("float16") == []
+
+
+@given(st.floats(1e-30, 1e-6))
+def test_an_output_that_is_small_throughout_is_not_free_to_be_anything(size: float) -> None:
+    small = Y.astype(np.float64) / np.abs(Y).max() * size
+    found = compare([{"y": small}], [{"y": np.zeros_like(small)}], 1e-4, QUIET)
+    assert found.broken
+    assert found.drift == pytest.approx(1)
+    assert measure([{"y": small}], [{"y": np.zeros_like(small)}], QUIET).drift == pytest.approx(1)
+    assert compare([{"y": small}], [{"y": small * (1 + 2.0**-9)}], 1e-4, QUIET).broken == []
+
+
+def test_rounding_in_one_small_row_is_not_held_against_the_candidate() -> None:
+    """A padding row that a normalization leaves at 1e-8: other rows show how large the output is."""
+    padded = Y.copy()
+    padded[0] = 1e-8
+    other = padded.copy()
+    other[0] = -1e-7
+    found = compare([{"y": padded}], [{"y": other}], 1e-4, QUIET)
+    assert (found.broken, found.drift) == ([], 0)
+    zeros = np.zeros_like(Y)
+    assert compare([{"y": zeros}], [{"y": zeros + np.float32(1e-8)}], 1e-4, QUIET).broken == []
+
+
+def test_rounding_that_the_original_shows_widens_the_tolerance_of_small_outputs() -> None:
+    small = Y * np.float32(1e-8)
+    own = noise([{"y": small}], [{"y": small * np.float32(1.02)}])
+    assert own.relative["y"] == pytest.approx(0.02, rel=1e-2)
+    assert compare([{"y": small}], [{"y": small * np.float32(1.1)}], 1e-4, own).broken == []
+    assert compare([{"y": small}], [{"y": 0 * small}], 1e-4, own).broken
+
+
+def test_a_drift_below_the_floor_is_shown_as_such() -> None:
+    assert [shown(drift) for drift in (0.0, 9e-7, 0.0123, np.inf)] == ["< 1e-6", "< 1e-6", "1.2e-02", "inf"]
+    assert shown(None) == "not measured"
+
+
+def test_other_random_numbers_are_compared_by_their_statistics() -> None:
+    one, other = (np.random.default_rng(seed).standard_normal((8, 64)) for seed in (1, 2))
+    ints = {"i": np.arange(512), "s": np.array(["a", "b"])}
+    shuffled = {"i": np.arange(512)[::-1], "s": np.array(["b", "b"])}
+    found = compare([{"y": one, **ints}], [{"y": other, **shuffled}], 1e-4, QUIET, {"y", "i", "s"})
+    assert (found.broken, found.drift, found.undecidable) == ([], 0, 3)
+    assert measure([{"y": one}], [{"y": other}], QUIET, {"y"}).drift == 0
+    assert compare([{"y": one}], [{"y": other[:4]}], 1e-4, QUIET, {"y"}).broken == []
+    for wrong, why in ((other + 1, "mean"), (3 * other, "deviation"), (other[0], "rank 1"), (None, "missing")):
+        assert why in compare([{"y": one}], [{"y": wrong}], 1e-4, QUIET, {"y"}).broken[0]

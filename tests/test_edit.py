@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxopt.edit import Edit
 from onnxopt.errors import ModelError
 from onnxopt.model import Model, load
+from onnxopt.models.builders import RARE
 
 
 def chain(*ops: str) -> Model:
@@ -175,3 +176,58 @@ def test_removing_control_flow_frees_what_its_bodies_read() -> None:
     assert [n.op_type for n in model.graph] == ["Abs"]
     assert not model.graph.initializers
     np.testing.assert_array_equal(run(model, X), np.abs(X))
+
+
+def test_an_optional_output_is_left_out() -> None:
+    model = load(
+        onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 1, 4, 4] x) => (float[1, 1, 3, 3] p) { p, i = MaxPool<kernel_shape = [2, 2]>(x) }""")
+    )
+    pool, edit = node(model, 0), Edit("test")
+    edit.leave_out(pool.outputs[1])
+    assert edit.touched == [pool]
+    model.apply(edit)
+    assert (model.revision, [value.name for value in pool.outputs]) == (1, ["p"])
+    edit = Edit("test")
+    edit.leave_out(pool.outputs[0])
+    with pytest.raises(ModelError, match="test: p cannot be left out"):
+        model.apply(edit)
+
+
+def test_functions_and_imports_go() -> None:
+    model = load(
+        onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+        g (float[2] x) => (float[2] y) { y = Neg(x) }
+        <domain: "f", opset_import: ["" : 17]> double (a) => (b) { b = Add(a, a) }""")
+    )
+    edit = Edit("test")
+    edit.drop_function(("f", "double", ""))
+    edit.drop_domain("f")
+    model.apply(edit)
+    assert (model.revision, list(model.ir.functions), dict(model.ir.opset_imports)) == (1, [], {"": 17})
+
+
+def test_a_shape_is_declared() -> None:
+    model, edit = chain("Relu", "Neg"), Edit("test")
+    value = node(model, 0).outputs[0]
+    edit.declare_shape(value, ir.Shape([2, 3]))
+    model.apply(edit)
+    assert (model.revision, value.shape) == (1, ir.Shape([2, 3]))
+
+
+def test_a_weight_that_training_names_stays() -> None:
+    model = load(RARE["training-info"]())
+    matmul, edit = node(model, 0), Edit("test")
+    edit.set_input(matmul, 1, edit.add_weight("other", np.ones((4, 5), np.float32)))
+    model.apply(edit)
+    assert sorted(model.graph.initializers) == ["other", "w"]
+    onnx.checker.check_model(model.proto())
+
+
+def test_refusals_name_nodes_without_names_by_their_output() -> None:
+    model, edit = chain("Relu", "Neg"), Edit("test")
+    for unnamed in model.graph:
+        unnamed.name = None
+    edit.remove(node(model, 0))
+    with pytest.raises(ModelError, match=r"node t0 \(Relu\) cannot be removed: node y \(Neg\) reads t0"):
+        model.apply(edit)

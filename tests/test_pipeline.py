@@ -15,16 +15,19 @@ import onnxruntime as ort
 import pytest
 
 import onnxopt.pipeline
+import onnxopt.serialization
 import onnxopt.verify
 from onnxopt import models
 from onnxopt.backends.worker import Worker
 from onnxopt.context import RunContext
-from onnxopt.errors import ContractViolation, DataError, RecipeError
+from onnxopt.edit import Edit
+from onnxopt.errors import ContractViolation, DataError, ModelError, RecipeError
 from onnxopt.measuring import Measuring
 from onnxopt.model import Model, load
 from onnxopt.passing import Context, Exact, Findings, Limits, Lossy, Pass, make, separated
 from onnxopt.pipeline import Result, Settings
 from onnxopt.recipe import build
+from onnxopt.workdir import WorkDir, WorkDirError
 
 HELPERS = Path(__file__).parent / "helpers"
 FOLDER = Path(models.__file__).parent
@@ -278,6 +281,85 @@ def test_a_run_s_limit_holds_for_the_sum_of_passes(run: Run) -> None:
         run([step, step], limits={"drift": 0.15})
 
 
+CLIPPED = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 4] y)
+<float low = {-100}, float high = {100}> { y = Clip (x, low, high) }"""
+
+
+class Narrow(Pass):
+    """Clip at 8 instead: nothing happens to small inputs."""
+
+    contract = Lossy()
+
+    def run(self, model: Model, context: Context) -> Findings:
+        findings, edit = Findings(), Edit(self.name)
+        edit.replace_weight(model.graph.initializers["high"], np.float32(8))
+        model.apply(edit)
+        findings.change("y", self.name, "clips at 8")
+        return findings
+
+
+class DropDefault(Pass):
+    """Take a weight off the inputs."""
+
+    def run(self, model: Model, context: Context) -> Findings:
+        findings = Findings()
+        del model.graph.inputs[1]
+        findings.change("w", self.name, "callers can no longer feed it")
+        return findings
+
+
+def test_inputs_with_defaults_are_kept(run: Run) -> None:
+    source = """<ir_version: 8, opset_import: ["" : 8]>
+    g (float[N, 4] x, float w = {2}) => (float[N, 4] y) { y = Mul (x, w) }"""
+    with pytest.raises(ContractViolation, match="inputs or outputs"):
+        run([DropDefault()], text(source), data="synthetic")
+
+
+@pytest.mark.parametrize("level", ["full", "sample"])
+def test_limits_drift_is_looked_at_on_data_that_passes_do_not_see(run: Run, level: str) -> None:
+    small = np.random.default_rng(0).random((20, 4), np.float32)
+
+    def notes(**data: Any) -> list[str]:
+        result = run([Narrow()], text(CLIPPED), limits={"drift": 0.05}, verify=level, **data)
+        return [note for note in result.report.notes if note.startswith("limits.drift")]
+
+    with pytest.raises(ContractViolation, match=r"limits\.drift: 0\.\d+ on evaluation data, allowed 0\.05"):
+        notes(data={"x": small}, evaluation={"x": 100 * small})
+    found = notes(data={"x": small}, evaluation={"x": small}), notes(data={"x": small}), notes(data="synthetic")
+    one, held_back, drawn = (each[0] for each in found)
+    assert one == "limits.drift was looked at on 1 batch of evaluation data: < 1e-6, allowed 0.05"
+    assert "held-back calibration samples" in held_back
+    assert "synthetic data" in drawn
+
+
+def test_limits_hold_for_exact_passes_too(run: Run, tmp_path: Path) -> None:
+    """An exact pass may have a tolerance of its own, and deployed drift adds up."""
+    step = {"loose-weight": {"node": "head/Gemm", "factor": 0.9}}
+    assert run([step]).report.drift == pytest.approx(0.1, rel=0.3)
+    (tmp_path / "out" / "out.onnx").write_bytes(OLD)
+    with pytest.raises(ContractViolation, match=r"pass loose-weight goes past limits\.drift"):
+        run([step], limits={"drift": 0.05})
+    assert run([step], limits={"drift": 0.05}, on_violation="skip").report.steps[-1].outcome == "rolled back"
+
+
+def test_what_is_written_is_held_to_the_run_s_limits(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = []
+    drop = Measuring.metric_drop
+    monkeypatch.setattr(Measuring, "metric_drop", lambda self, path: looked_at.append(path.name) or drop(self, path))
+    loose = {"loose-weight": {"node": "head/Gemm", "factor": 0.5}}
+    lossy = {"lossy-scale": {"node": "blocks.1.conv1/Conv", "factor": 0.99}}
+    limits = {"limits": {"metric_drop": 0.5}, "evaluation": EVALUATION, "metric": "top1"}
+    run([{"loose-weight": {"node": "head/Gemm", "factor": 0.999}}], **limits)
+    assert len(looked_at) == 1
+    run([{"loose-weight": {"node": "head/Gemm", "factor": 0.999}}, lossy], **limits)
+    assert len(looked_at) == 2
+    (tmp_path / "out" / "out.onnx").write_bytes(OLD)
+    monkeypatch.setattr(Measuring, "metric_drop", lambda self, path: 0.6)
+    with pytest.raises(ContractViolation, match=r"the run goes past limits\.metric_drop"):
+        run([loose], **limits)
+    assert (tmp_path / "out" / "out.onnx").read_bytes() == OLD
+
+
 def test_limits_that_cannot_be_measured_are_refused(run: Run, tmp_path: Path) -> None:
     step = {"lossy-scale": {"node": "head/Gemm", "factor": 0.9}}
     with pytest.raises(DataError, match=r"limits\.drift cannot be measured"):
@@ -388,3 +470,146 @@ def test_the_history_tells_what_was_done(run: Run, tmp_path: Path) -> None:
     assert [entry["pass"] for entry in history] == ["clean", "lossy-scale"]
     assert history[1]["options"] == {"node": "head/Gemm", "factor": 0.9}
     assert history[1]["drift"] == float(f"{history[1]['drift']:.1e}")
+
+
+@pytest.mark.parametrize("match", ["head/Gemm", "head.weight", "re:^head[./]", "*"])
+def test_no_lossy_pass_touches_what_is_skipped(run: Run, tmp_path: Path, match: str) -> None:
+    name = next(node for node in load(models.path("digits-cnn")).graph if node.name == "head/Gemm").inputs[1]
+    assert name is not None
+    match = str(name.name) if match == "head.weight" else match
+    skip = [{"match": match, "skip": True}]
+    wrong = {"lossy-scale": {"node": "head/Gemm", "factor": 0.99}}
+    with pytest.raises(ContractViolation, match=r"pass lossy-scale touched .*; an override skips it"):
+        run([wrong], overrides=skip)
+    assert untouched(tmp_path)
+    other = {"lossy-scale": {"node": DEEP, "factor": 0.99}}
+    if match == "*":
+        other = {"quantize-weights": {"bits": 8}}
+    report = run(["clean", wrong, other], overrides=skip, on_violation="skip").report
+    outcomes = {step.name: step.outcome for step in report.steps[2:]}
+    assert (report.steps[2].outcome, report.steps[3].outcome) == ("changed", "rolled back")
+    assert outcomes[next(iter(other))] == ("unchanged" if match == "*" else "changed")
+
+
+def test_exact_passes_may_touch_what_is_skipped(run: Run) -> None:
+    report = run(["fold-batchnorm"], overrides=[{"match": "*", "skip": True}]).report
+    assert report.steps[-1].outcome == "changed"
+
+
+def test_overrides_that_match_nothing_are_told(run: Run) -> None:
+    def told(*matches: str) -> list[str]:
+        overrides = [{"match": match, "skip": True} for match in matches]
+        report = run(["clean", {"quantize-weights": {"bits": 8}}], overrides=overrides).report
+        return [note for note in report.notes if "matches no node" in note]
+
+    assert told("head/Gem", "head/Gemm", "*BatchNorm*") == ["overrides.0: 'head/Gem' matches no node and no weight"]
+
+
+def test_an_output_that_the_target_does_not_load_is_told(run: Run) -> None:
+    def notes(newest: int) -> list[str]:
+        report = run(["clean"], target={"name": "cpu", "max_opset": newest}).report
+        return [note for note in report.notes if "max_opset" in note]
+
+    opset = load(models.path("digits-cnn")).opset
+    assert notes(opset) == []
+    assert notes(opset - 1) == [f"the output has opset {opset}, more than target.max_opset, {opset - 1}"]
+
+
+def broken_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """The disk is full once a file of that name is written."""
+    real = onnxopt.serialization.write
+
+    def write(model: Any, path: Path, **options: Any) -> None:
+        if path.name == at:
+            raise ModelError(f"cannot write {path.name}: the disk is full")
+        real(model, path, **options)
+
+    monkeypatch.setattr(onnxopt.serialization, "write", write)
+
+
+PASSES: list[Any] = ["clean", {"lossy-scale": {"node": "head/Gemm", "factor": 0.99}}]
+
+
+@pytest.mark.parametrize(("at", "where"), [("003.onnx", "from step 4 of 4"), ("out.onnx", "after the last step")])
+def test_what_could_not_be_written_can_be_resumed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, where: str
+) -> None:
+    with monkeypatch.context() as patch:
+        broken_disk(patch, at)
+        with pytest.raises(ModelError, match=f"^cannot write {at}: the disk is full; --resume goes on {where}$"):
+            run(PASSES)
+    assert (tmp_path / "out" / "out.onnx").read_bytes() == OLD
+    assert [file.name for file in (tmp_path / "out").iterdir() if file.suffix == ".json"] == []
+    steps: list[str] = []
+    run(PASSES, settings={"resume": True, "progress": lambda progress: steps.append(progress.name)})
+    assert "clean" not in steps
+    assert not (tmp_path / "out" / "out.onnx.work").exists()
+    resumed = (tmp_path / "out" / "out.onnx").read_bytes()
+    run(PASSES)
+    assert (tmp_path / "out" / "out.onnx").read_bytes() == resumed
+
+
+def test_a_full_work_folder_is_no_broken_contract(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise WorkDirError("cannot write to the work folder: No space left on device")
+
+    given: dict[str, Any] = {"passes": [{"stored": {"node": DEEP}}], "on_violation": "skip"}
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkDir, "store", full)
+        with pytest.raises(WorkDirError, match=r"^cannot write .*; --resume goes on from step 3 of 3$"):
+            run(**given)
+    assert run(**given, settings={"resume": True}).report.steps[-1].outcome == "changed"
+
+
+def test_nothing_is_kept_where_no_run_could_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an output and a work folder nobody could name it; before the first step there is nothing in it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    broken_disk(monkeypatch, "002.onnx")
+    with pytest.raises(ModelError, match=r"the disk is full$"):
+        onnxopt.pipeline.run(models.path("digits-cnn"), build({"passes": PASSES}))
+    assert list(tmp_path.iterdir()) == []
+    broken_disk(monkeypatch, "input.onnx")
+    with pytest.raises(ModelError, match=r"the disk is full$"):
+        onnxopt.pipeline.run(load(models.path("digits-cnn")).proto(), build({"passes": PASSES}), tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_in_the_same_work_folder_is_refused(run: Run, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def meanwhile(progress: Any) -> None:
+        if progress.name == "clean" and not refused:
+            with pytest.raises(RecipeError, match=r"another run \(pid \d+\) uses the work folder") as second:
+                run(["clean"])
+            refused.append(str(second.value))
+
+    run(["clean"], settings={"progress": meanwhile})
+    assert "out.onnx.work" in refused[0]
+    assert load(tmp_path / "out" / "out.onnx").history
+
+
+def test_a_file_is_read_once_for_each_step_that_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input, what each step left, and the output; steps that leave the model alone go on with it."""
+    from onnxopt import reading
+
+    read, original = [], reading.read
+    monkeypatch.setattr(reading, "read", lambda path: read.append(path) or original(path))
+    steps = run(["clean", "upgrade-opset", {"quantize-weights": {"bits": 8}}]).report.steps
+    changed = sum(step.outcome == "changed" for step in steps)
+    assert changed < len(steps)
+    assert len(read) == 2 + changed
+
+
+def test_only_passes_of_ours_are_trusted_to_change_by_edits_alone(run: Run) -> None:
+    assert onnxopt.pipeline._edits_only(make("clean"))
+    assert not onnxopt.pipeline._edits_only(make("boastful"))
+
+
+def test_constants_of_functions_become_weights(run: Run) -> None:
+    source = text("""<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+        g (float[N] x) => (float[N] y) { y = f.add (x) }
+        <opset_import: ["" : 17], domain: "f"> add (a) => (b) {
+            c = Constant <value_float = 2.0> ()  b = Add (a, c) }""")
+    model = run([], source, data=None).model
+    assert [node.op_type for node in model.nodes()] == ["Add"]
+    assert [float(value.const_value.numpy()) for value in model.weights() if value.const_value is not None] == [2.0]

@@ -165,6 +165,14 @@ def test_a_plugin_cannot_take_the_name_of_a_pass_of_ours(tiny: Path) -> None:
     assert pass_names()["clean"] == "clean"
 
 
+def _builds_wheels() -> bool:
+    try:
+        version = importlib.metadata.version("setuptools")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in version.split(".")[:2]) >= (70, 1)
+
+
 @pytest.mark.slow
 def test_installed_by_pip(tmp_path: Path) -> None:
     project = tmp_path / "project"
@@ -176,10 +184,8 @@ def test_installed_by_pip(tmp_path: Path) -> None:
         '[project]\nname = "tiny-passes"\nversion = "1.0"\n[tool.setuptools]\npy-modules = ["tiny_passes"]\n'
         f'[project.entry-points."onnxopt.passes"]\n{points}'
     )
-    try:
-        importlib.metadata.version("setuptools")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("needs setuptools to build a package without a network")
+    if not _builds_wheels():
+        pytest.skip("needs setuptools 70.1 or newer to build a package without a network")
     target = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", target, project], check=True, capture_output=True)

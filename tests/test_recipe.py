@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxopt import recipe
@@ -167,6 +167,7 @@ JUNK = st.recursive(
 )
 
 
+@settings(deadline=None)  # the first of them imports what others find there
 @given(st.dictionaries(st.sampled_from(sorted(FULL)) | st.text(max_size=3), JUNK, max_size=4))
 def test_whatever_is_written_gives_a_recipe_or_one_line(content: dict[str, Any]) -> None:
     message = ""
@@ -182,12 +183,3 @@ def test_what_was_given_is_not_changed() -> None:
     content = {"passes": ["clean"], "target": "cpu", "data": {"metric": "top1"}}
     recipe.build(content)
     assert content == {"passes": ["clean"], "target": "cpu", "data": {"metric": "top1"}}
-
-
-@pytest.mark.parametrize(
-    ("pattern", "name", "matches"),
-    [("*/lm_head*", "model/lm_head/w", True), ("*/lm_head*", "lm_head", False), ("re:norm", "a.norm.w", True),
-     ("re:^norm", "a.norm.w", False), ("conv[0]", "conv0", True)],
-)  # fmt: skip
-def test_overrides(pattern: str, name: str, matches: bool) -> None:
-    assert recipe.Override(match=pattern).matches(name) is matches

@@ -137,6 +137,21 @@ def test_a_pass_that_fails_on_anything_is_shown_on_one_node(tmp_path: Path, work
     assert len(list(load(tmp_path / "reproduce.onnx").graph)) == 1
 
 
+def test_what_lies_in_the_folder_stays(tmp_path: Path, worker: Worker) -> None:
+    mine = {tmp_path / name for name in ("scratch.onnx", "scratch-notes.txt", ".scratch-mine", "model.onnx")}
+    for file in mine:
+        file.write_text("precious")
+    find(make("wrong-weight", {"node": "head/Gemm"}), "digits-cnn", tmp_path, worker)
+    assert {file.read_text() for file in mine} == {"precious"}
+    assert set(tmp_path.iterdir()) == mine | {tmp_path / "reproduce.npz", tmp_path / "reproduce.onnx"}
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, worker: Worker) -> None:
+    (tmp_path / "file").touch()
+    line = find(make("wrong-weight", {"node": "head/Gemm"}), "digits-cnn", tmp_path / "file", worker)
+    assert line.startswith("looking for a small model that shows it failed: ")
+
+
 def test_nothing_to_show(tmp_path: Path, worker: Worker) -> None:
     assert "does not show again" in find(make("clean"), "digits-cnn", tmp_path, worker)
     assert list(tmp_path.iterdir()) == []

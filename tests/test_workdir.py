@@ -1,6 +1,8 @@
 """The work folder: whose it is, what survives a kill, and that it never holds half a state."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -9,13 +11,20 @@ import onnx_ir as ir
 import pytest
 
 from onnxopt.errors import RecipeError
-from onnxopt.workdir import WorkDir
+from onnxopt.workdir import WorkDir, WorkDirError
 
 KEY = {"model": "a", "recipe": "b"}
 
 
+_HELD: dict[Path, WorkDir] = {}
+
+
 def work(folder: Path, *, resume: bool = False, key: dict[str, str] | None = None) -> WorkDir:
-    return WorkDir(folder, KEY if key is None else key, resume=resume)
+    """The folder's next run; the one before it has ended."""
+    if folder in _HELD:
+        _HELD.pop(folder).close()
+    _HELD[folder] = WorkDir(folder, KEY if key is None else key, resume=resume)
+    return _HELD[folder]
 
 
 def leave(one: WorkDir, index: int) -> Path:
@@ -43,6 +52,44 @@ def test_what_others_put_there_is_refused_and_left_alone(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(RecipeError, match="cannot use work folder"):
         work(tmp_path / "file")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path, resume: bool) -> None:
+    one = WorkDir(tmp_path, KEY, resume=False)
+    one.commit({"name": "first"}, leave(one, 0))
+    with pytest.raises(
+        RecipeError, match=rf"^another run \(pid {os.getpid()}\) uses the work folder .*{tmp_path.name};"
+    ):
+        WorkDir(tmp_path, KEY, resume=resume)
+    assert one.candidate(0).is_file()
+    one.close()
+    assert len(WorkDir(tmp_path, KEY, resume=True).done) == 1
+
+
+def test_a_refused_run_leaves_no_lock(tmp_path: Path) -> None:
+    one = WorkDir(tmp_path, KEY, resume=False)
+    one.commit({"name": "first"}, leave(one, 0))
+    one.close()
+    with pytest.raises(RecipeError, match="cannot resume: model differ") as refused:
+        WorkDir(tmp_path, KEY | {"model": "b"}, resume=True)
+    assert WorkDir(tmp_path, KEY, resume=True).last_state() is not None
+    del refused
+
+
+def test_what_could_not_be_remembered_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = work(tmp_path)
+    one.commit({"name": "first"}, leave(one, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr("json.dump", full)
+        with pytest.raises(WorkDirError, match=r"cannot write to the work folder .* No space left"):
+            one.commit({"name": "second"}, leave(one, 1))
+    assert [record["name"] for record in one.done] == ["first"]
+    assert one.last_state() == one.candidate(0)
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_resume_finds_what_was_committed(tmp_path: Path) -> None:

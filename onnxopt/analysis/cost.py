@@ -9,8 +9,9 @@ from onnxopt.analysis.macs import count, has_macs
 from onnxopt.analysis.parameters import stored
 from onnxopt.analysis.shapes import Shapes
 from onnxopt.analysis.skeleton import Dims
-from onnxopt.analysis.structure import bodies, constant_array, reads, topological
+from onnxopt.analysis.structure import constant_array, reads, topological
 from onnxopt.model import Model
+from onnxopt.nodes import bodies, label
 
 _FIELD = 3
 """About the bytes that a message field takes beside its content: tag and length, and those of what holds it."""
@@ -21,7 +22,7 @@ class NodeCost:
     """What one node of the main graph costs, its subgraphs included.
 
     Attributes:
-        name: the node's name; operator and first output where it has none.
+        name: what the node is called (`onnxopt.nodes.label`).
         op_type: its operator.
         macs: multiply-accumulates of one run; None where a size or the operator is not known.
         params: parameters that it reads and no node before it.
@@ -106,11 +107,6 @@ def cost(model: Model, shapes: Shapes) -> Cost:
         sizes={value.name or "": shapes.of(value) for value in model.graph.inputs if not value.is_initializer()},
         notes=tuple(counter.notes),
     )
-
-
-def label(node: ir.Node) -> str:
-    """The node's name, or its operator and first output where it has none."""
-    return node.name or f"{node.op_type}:{node.outputs[0].name if node.outputs else ''}"
 
 
 class _Counter:

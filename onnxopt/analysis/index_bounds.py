@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import onnx_ir as ir
 
-from onnxopt.analysis.structure import bodies, constant_tensor
+from onnxopt.analysis.structure import constant_tensor
 from onnxopt.model import Model
+from onnxopt.nodes import bodies
 
 Kind = Literal["index", "size", "mask"]
 

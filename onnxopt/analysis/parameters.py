@@ -77,14 +77,21 @@ class Stored:
 
 
 def stored(model: Model) -> Iterator[Stored]:
-    """Every constant of the main graph and of subgraphs, read by anybody or not; no large one is read."""
-    nodes = list(model.nodes())
+    """Every constant of the main graph, of subgraphs and of functions, read by anybody or not; no large one is read.
+
+    What a function of ours holds is part of a formula and no parameter.
+    """
+    functions = list(model.ir.functions.values())
+    nodes = [*model.nodes(), *(node for function in functions for node in function.all_nodes())]
+    inner = (graph.initializers for function in functions for graph in function.subgraphs())
+    weights = [*model.weights(), *(value for initializers in inner for value in initializers.values())]
+    formulas = {node for function in functions if function.domain == OWN for node in function.all_nodes()}
     encodings = set(_encodings(model, nodes))
-    for value in (*model.weights(), *(node.outputs[0] for node in nodes if node.op_type == "Constant")):
+    for value in (*weights, *(node.outputs[0] for node in nodes if node.op_type == "Constant")):
         tensor = constant_tensor(value)
         if tensor is not None:
-            params = 0 if value in encodings else _params(value, tensor)
-            yield Stored(value, params, tensor.nbytes)
+            counts = value not in encodings and value.producer() not in formulas
+            yield Stored(value, _params(value, tensor) if counts else 0, tensor.nbytes)
 
 
 def _encodings(model: Model, nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx
 import onnx_ir as ir
 
+from onnxopt import carried
 from onnxopt.model import Model
+from onnxopt.nodes import inner_graphs, with_inner
 
 TypeAndShape = tuple[ir.DataType, Sequence[int | str | None]]
 
@@ -14,13 +16,13 @@ TypeAndShape = tuple[ir.DataType, Sequence[int | str | None]]
 def region_inputs(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     """Values that the nodes (subgraphs included) read and do not make, weights not counted; in reading order."""
     nodes = list(nodes)
-    made = {value for node in nodes for inner in _with_bodies(node) for value in inner.outputs}
-    bound = {value for node in nodes for graph in _bodies(node) for value in graph.inputs}
+    made = {value for node in nodes for inner in with_inner(node) for value in inner.outputs}
+    bound = {value for node in nodes for graph in inner_graphs(node) for value in graph.inputs}
     read: dict[ir.Value, None] = {}
     for node in nodes:
-        for inner in _with_bodies(node):
+        for inner in with_inner(node):
             read.update((v, None) for v in inner.inputs if v is not None and v not in made and v not in bound)
-        for graph in _bodies(node):
+        for graph in inner_graphs(node):
             read.update((v, None) for v in graph.outputs if v not in made and v not in bound)
     return [value for value in read if value.const_value is None or value.is_graph_input()]
 
@@ -28,7 +30,7 @@ def region_inputs(nodes: Iterable[ir.Node]) -> list[ir.Value]:
 def region_outputs(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     """Values made by the nodes that others read or that the graph gives out."""
     nodes = list(nodes)
-    inside = {inner for node in nodes for inner in _with_bodies(node)}
+    inside = {inner for node in nodes for inner in with_inner(node)}
     return [
         value
         for node in nodes
@@ -51,16 +53,27 @@ def region_model(model: Model, nodes: Sequence[ir.Node], types: Mapping[str, Typ
         into.extend(_value_info(value, types) for value in values)
     weights = _weights_read(nodes)
     graph.input.extend(ir.serde.serialize_value(weight) for weight in weights)
-    graph.node.extend(ir.serde.serialize_node(node) for node in nodes)
+    graph.node.extend(carried.node_proto(node) for node in nodes)
     proto = onnx.ModelProto(ir_version=model.ir.ir_version, graph=graph)
     proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.ir.opset_imports.items())
+    extras = carried.take(proto)
     region = ir.from_proto(proto)
+    carried.attach(region, extras)
+    for node, copy in zip(nodes, region.graph, strict=True):
+        _share_weights(node, copy)
     stand_ins = list(region.graph.inputs)[len(inputs) :]
     del region.graph.inputs[len(inputs) :]
     for value, weight in zip(stand_ins, weights, strict=True):
         value.const_value, value.shape, value.type = weight.const_value, weight.shape, weight.type
         region.graph.initializers.add(value)
     return Model(region)
+
+
+def _share_weights(node: ir.Node, copy: ir.Node) -> None:
+    """Let the subgraphs of a copied node have the weights themselves: in a message they lose the way to their file."""
+    for graph, other in zip(inner_graphs(node), inner_graphs(copy), strict=True):
+        for name, weight in graph.initializers.items():
+            other.initializers[name].const_value = weight.const_value
 
 
 def around(node: ir.Node) -> Iterator[ir.Node]:
@@ -78,13 +91,10 @@ def around(node: ir.Node) -> Iterator[ir.Node]:
 def _weights_read(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     read: dict[ir.Value, None] = {}
     for node in nodes:
-        for inner in _with_bodies(node):
+        for inner in with_inner(node):
             read.update((v, None) for v in inner.inputs if v is not None and v.const_value is not None)
-    return [v for v in read if v.is_initializer() and not v.is_graph_input() and not _inside(v, nodes)]
-
-
-def _inside(value: ir.Value, nodes: Iterable[ir.Node]) -> bool:
-    return any(value.graph is graph for node in nodes for graph in _bodies(node))
+    inside = {id(graph) for node in nodes for graph in inner_graphs(node)}
+    return [v for v in read if v.is_initializer() and not v.is_graph_input() and id(v.graph) not in inside]
 
 
 def _value_info(value: ir.Value, types: Mapping[str, TypeAndShape]) -> onnx.ValueInfoProto:
@@ -93,22 +103,3 @@ def _value_info(value: ir.Value, types: Mapping[str, TypeAndShape]) -> onnx.Valu
         dtype, shape = types[name]
         return onnx.helper.make_tensor_value_info(name, int(dtype), list(shape))
     return ir.serde.serialize_value(value)
-
-
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-            yield from attribute.as_graph().subgraphs()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                yield graph
-                yield from graph.subgraphs()
-
-
-def _with_bodies(node: ir.Node) -> Iterator[ir.Node]:
-    yield node
-    for graph in _bodies(node):
-        yield from graph

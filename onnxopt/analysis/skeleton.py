@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxopt.analysis.structure import topological
 from onnxopt.model import Model
+from onnxopt.nodes import tensor_value
 
 Dim: TypeAlias = int | str | None
 Dims: TypeAlias = tuple[Dim, ...]
@@ -150,7 +151,7 @@ def _large_constant(node: ir.Node) -> ir.TensorProtocol | None:
     attribute = node.attributes.get("value")
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or attribute is None or attribute.is_ref():
         return None
-    tensor = attribute.as_tensor()
+    tensor = tensor_value(attribute)
     return None if _matters(tensor) else tensor
 
 
@@ -179,11 +180,25 @@ def _attribute(result: Skeleton, node: ir.Node, attribute: ir.Attr, facts: Facts
         for body in (attribute.as_graph(),) if single else attribute.as_graphs():
             _write_body(result, node, body, proto.g if single else proto.graphs.add(), facts)
         return proto
-    if kind == ir.AttributeType.TENSOR and not _matters(attribute.as_tensor()):
+    if kind == ir.AttributeType.TENSOR and not _matters(tensor_value(attribute)):
         return None
-    if kind in (ir.AttributeType.TENSORS, ir.AttributeType.SPARSE_TENSOR, ir.AttributeType.SPARSE_TENSORS):
+    if kind == ir.AttributeType.TENSORS:
         return None
+    if isinstance(attribute.value, onnx.AttributeProto):
+        return _opaque(attribute.value)
     return ir.serde.serialize_attribute(attribute)
+
+
+def _opaque(attribute: onnx.AttributeProto) -> onnx.AttributeProto:
+    """What onnx-ir cannot hold; of sparse tensors their types and shapes alone."""
+    written = onnx.AttributeProto()
+    written.CopyFrom(attribute)
+    for tensor in (*((written.sparse_tensor,) if written.HasField("sparse_tensor") else ()), *written.sparse_tensors):
+        kind = tensor.values.data_type
+        tensor.ClearField("values")
+        tensor.ClearField("indices")
+        tensor.values.data_type = kind
+    return written
 
 
 def _write_body(result: Skeleton, node: ir.Node, body: ir.Graph, proto: onnx.GraphProto, facts: Facts) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxopt.nodes import bodies, tensor_value
+
 _LISTS = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -15,17 +17,6 @@ _LISTS = {
     "value_ints": np.int64,
 }
 """Attributes of Constant that hold plain numbers, and the type of the tensor that they stand for."""
-
-
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """The subgraphs of a node itself, without those nested inside them."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def reads(node: ir.Node) -> Iterator[ir.Value]:
@@ -95,7 +86,7 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
         if attribute.is_ref():
             return None
         if name == "value":
-            return attribute.as_tensor()
+            return tensor_value(attribute)
         if name in _LISTS:
             return ir.Tensor(np.asarray(attribute.value, _LISTS[name]))
         if name in ("value_string", "value_strings"):

@@ -20,6 +20,13 @@ Shapes = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="threads of sessions")]
 
 
+def _pass_names(incomplete: str) -> list[str]:
+    """What a shell offers where a pass is named."""
+    from onnxopt.discovery import pass_names
+
+    return [name for name in sorted(pass_names()) if name.startswith(incomplete)]
+
+
 @app.callback(invoke_without_command=True)
 def _top(
     traceback: Annotated[bool, typer.Option("--traceback", help="show where an error came from")] = False,
@@ -44,7 +51,10 @@ def run(
     output: Annotated[Path, typer.Option("--output", "-o", help="file to write")],
     recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="recipe file (YAML)")] = None,
     passes: Annotated[
-        list[str] | None, typer.Option("--pass", "-p", metavar="NAME[:k=v,...]", help="a pass; may be repeated")
+        list[str] | None,
+        typer.Option(
+            "--pass", "-p", metavar="NAME[:k=v,...]", help="a pass; may be repeated", autocompletion=_pass_names
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="SPEC", help="calibration data")] = None,
     eval_data: Annotated[str | None, typer.Option("--eval-data", metavar="SPEC", help="evaluation data")] = None,
@@ -104,7 +114,9 @@ def passes(as_json: Json = False) -> None:
 
 
 @app.command()
-def explain(name: Annotated[str, typer.Argument(metavar="PASS")], as_json: Json = False) -> None:
+def explain(
+    name: Annotated[str, typer.Argument(metavar="PASS", autocompletion=_pass_names)], as_json: Json = False
+) -> None:
     """Explain one pass: what it does, its contract and its options."""
     from onnxopt.cli import passes as command
 
@@ -126,6 +138,40 @@ def compare(
     from onnxopt.cli import compare as command
 
     command.compare(a, b, data, tolerance, samples, shape or [], threads, as_json)
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="ONNX files with the same inputs", show_default=False)
+    ],
+    data: Annotated[
+        str, typer.Option("--data", metavar="SPEC", help="inputs, of which the first batch is fed; random by default")
+    ] = "synthetic",
+    shape: Shapes = None,
+    threads: Threads = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="seconds of timing, a file")] = 2.0,
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="FILE", help="timing table (YAML or JSON) to add the medians to")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time models in turn: latency, throughput, memory, load time; ratios to the first."""
+    from onnxopt.cli import bench as command
+
+    command.bench(models, data, shape or [], threads, seconds, table, as_json)
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(metavar="REPORT.json", help="report of a run", show_default=False)],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="HTML page to write")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the report of a run, or make a page of it that needs no other file."""
+    from onnxopt.cli import report as command
+
+    command.report(file, output, as_json)
 
 
 @app.command()

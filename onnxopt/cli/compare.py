@@ -1,4 +1,4 @@
-"""`onnxopt compare A B`."""
+"""`onnxopt compare A B`. Ratios are B to A: with the original first, after to before, as in the report of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,12 @@ import numpy as np
 
 from onnxopt import comparing
 from onnxopt.analysis.cost import cost
-from onnxopt.analysis.index_bounds import index_bounds
 from onnxopt.analysis.shapes import infer
 from onnxopt.backends.jobs import latency, run_batches
 from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.worker import Worker
-from onnxopt.cli import output
+from onnxopt.cli import feeding, output
 from onnxopt.comparing import Noise, Outputs
-from onnxopt.data import open_data, synthetic
 from onnxopt.errors import ContractViolation, ModelError
 from onnxopt.model import Model, load
 from onnxopt.report import facts
@@ -36,17 +34,20 @@ def compare(
     """Run both on the same inputs and print drift per output, size, work and latency ratio."""
     models = load(a), load(b)
     _check_signatures(*models)
-    feeds = _feeds(models[0], data, samples, output.parse_shapes(shapes))
     with Worker(threads=threads) as worker:
+        dataset = feeding.opened(models[0], a, worker, data, samples, output.parse_shapes(shapes))
+        feeds = [dict(batch.feeds) for batch in dataset.take(samples).batches()]
         outputs_a, outputs_b = (worker.call(run_batches, str(path), SessionMode.DEPLOYED, feeds) for path in (a, b))
         times = worker.call(latency, [str(a), str(b)], feeds[0])
     sizes = {name: np.shape(value) for name, value in feeds[0].items()}
     found: dict[str, Any] = {
         "outputs": _drifts(outputs_a, outputs_b),
-        "a": _facts(models[0], a, sizes), "b": _facts(models[1], b, sizes),
-        "latency": {"a_ms": times[0].p50 * 1e3, "b_ms": times[1].p50 * 1e3, "ratio": times[1].ratio.median},
-        "batches": len(feeds), "data": data,
+        "a": _facts(models[0], a, sizes) | {"latency_ms": times[0].p50 * 1e3},
+        "b": _facts(models[1], b, sizes) | {"latency_ms": times[1].p50 * 1e3},
+        "batches": len(feeds), "data": data, "sizes": sizes,
     }  # fmt: skip
+    found["b_to_a"] = {key: _ratio(found["a"][key], found["b"][key]) for key in found["a"]}
+    found["b_to_a"]["latency_ms"] = times[1].ratio.median  # of runs side by side, not of medians
     if as_json:
         output.show_json(found)
     else:
@@ -62,13 +63,8 @@ def _check_signatures(a: Model, b: Model) -> None:
         raise ModelError(f"the models have different inputs: {sorted(left)} and {sorted(right)}")
 
 
-def _feeds(model: Model, data: str, samples: int, shapes: dict[str, tuple[int, ...]] | None) -> list[dict[str, Any]]:
-    signature = model.signature
-    if data == "synthetic":
-        dataset = synthetic(signature, shapes, index_bounds(model), samples, np.random.default_rng(0))
-    else:
-        dataset = open_data(data, signature, allow_code=True)
-    return [dict(batch.feeds) for batch in dataset.take(samples).batches()]
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return None if not a or b is None else b / a
 
 
 def _drifts(a: Sequence[Outputs], b: Sequence[Outputs]) -> list[dict[str, Any]]:
@@ -94,14 +90,13 @@ def _facts(model: Model, path: Path, sizes: dict[str, tuple[int, ...]]) -> dict[
 
 def _show(found: dict[str, Any]) -> None:
     output.table(
-        [[d["output"], f"{d['relative_l2']:.2e}", d["differs"] or ""] for d in found["outputs"]],
+        [[d["output"], comparing.shown(d["relative_l2"]), d["differs"] or ""] for d in found["outputs"]],
         ("output", "relative L2", ""),
     )
-    a, b, times = found["a"], found["b"], found["latency"]
-    output.table([
-        ["file", output.size(a["file_bytes"]), output.size(b["file_bytes"])],
-        ["parameters", output.amount(a["parameters"]), output.amount(b["parameters"])],
-        ["MACs", output.amount(a["macs"]), output.amount(b["macs"])],
-        ["nodes", a["nodes"], b["nodes"]],
-        ["latency (ms)", f"{times['a_ms']:.3g}", f"{times['b_ms']:.3g} (x{times['ratio']:.2f})"],
-    ], ("", "A", "B"))  # fmt: skip
+    a, b, ratios = found["a"], found["b"], found["b_to_a"]
+    rows = (
+        ("file", "file_bytes", output.size), ("parameters", "parameters", output.amount),
+        ("MACs", "macs", output.amount), ("nodes", "nodes", str), ("latency (ms)", "latency_ms", "{:.3g}".format),
+    )  # fmt: skip
+    cells = [[label, shown(a[key]), shown(b[key]), output.ratio(ratios[key])] for label, key, shown in rows]
+    output.table(cells, ("", "A", "B", "B/A"))

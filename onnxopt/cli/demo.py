@@ -13,8 +13,8 @@ from onnxopt.backends.worker import Worker
 from onnxopt.cli import output
 from onnxopt.models import path as model_path
 from onnxopt.models.stdlib_text import held_out_bytes, windows
-from onnxopt.pipeline import Settings
 from onnxopt.report import Report, total_bytes
+from onnxopt.settings import Settings
 
 _BITS = {8: 128, 4: 32, 2: 32}
 """Bits and block sizes that are shown."""

@@ -4,17 +4,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import typer
 
 from onnxopt.analysis.cost import Cost, cost
+from onnxopt.analysis.parameters import stored
 from onnxopt.analysis.shapes import infer
+from onnxopt.analysis.structure import constant_tensor
 from onnxopt.backends.jobs import load_check
 from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.worker import Worker
 from onnxopt.cli import output
 from onnxopt.errors import OnnxOptError
-from onnxopt.model import Model, ValueInfo, load
+from onnxopt.model import Model, Signature, ValueInfo, load
 from onnxopt.report import total_bytes
 
 _STANDARD = {"", "ai.onnx"}
@@ -35,7 +36,6 @@ def inspect(path: Path, shapes: list[str], as_json: bool) -> None:
 def describe(model: Model, path: Path, work: Cost, session: dict[str, Any]) -> dict[str, Any]:
     """Everything that `inspect` shows, as plain values."""
     signature = model.signature
-    values = (*signature.inputs, *signature.outputs)
     return {
         "file": str(path),
         "file_bytes": total_bytes(path),
@@ -44,7 +44,7 @@ def describe(model: Model, path: Path, work: Cost, session: dict[str, Any]) -> d
         "producer": " ".join(filter(None, (model.ir.producer_name, model.ir.producer_version))),
         "inputs": [_value(value) for value in signature.inputs],
         "outputs": [_value(value) for value in signature.outputs],
-        "dynamic_dimensions": sorted({dim for v in values for dim in v.shape or () if isinstance(dim, str)}),
+        "dynamic_dimensions": _dynamic(signature),
         "parameters": work.params,
         "weight_bytes": work.weight_bytes,
         "macs": work.macs,
@@ -77,17 +77,28 @@ def _operators(model: Model) -> dict[str, int]:
     return dict(Counter(names).most_common())
 
 
-def _largest(model: Model) -> list[dict[str, Any]]:
-    weights = [(v.name, v.const_value) for v in model.weights() if v.const_value is not None and _sized(v.const_value)]
-    weights.sort(key=lambda pair: -pair[1].nbytes)
-    return [
-        {"name": name, "type": tensor.dtype.name, "shape": tensor.shape.numpy(), "bytes": tensor.nbytes}
-        for name, tensor in weights[:_LARGEST]
+def _dynamic(signature: Signature) -> list[str]:
+    """The symbols of inputs and outputs, then the inputs' axes without name, as `input[0]`."""
+    values = (*signature.inputs, *signature.outputs)
+    symbols = {dim for value in values for dim in value.shape or () if isinstance(dim, str)}
+    unnamed = [
+        f"{value.name}[{'...' if value.shape is None else axis}]"
+        for value in signature.inputs
+        for axis, dim in enumerate((None,) if value.shape is None else value.shape)
+        if dim is None
     ]
+    return [*sorted(symbols), *unnamed]
 
 
-def _sized(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype != ir.DataType.STRING
+def _largest(model: Model) -> list[dict[str, Any]]:
+    """Initializers and Constant nodes, those of subgraphs and functions too; what is equally large in stored order."""
+    weights = sorted(stored(model), key=lambda weight: -weight.nbytes)[:_LARGEST]
+    tensors = [(weight.value.name, constant_tensor(weight.value), weight.nbytes) for weight in weights]
+    return [
+        {"name": name, "type": tensor.dtype.name, "shape": tensor.shape.numpy(), "bytes": nbytes}
+        for name, tensor, nbytes in tensors
+        if tensor is not None
+    ]
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -44,6 +44,11 @@ def amount(count: float | None) -> str:
     return "?" if count is None else _scaled(count, 1000, ("", "k", "M", "G", "T"))
 
 
+def ratio(value: float | None) -> str:
+    """What is left, x1.00 where nothing changed; empty where that is unknown."""
+    return "" if value is None else f"x{value:.2f}"
+
+
 def shape(dims: Sequence[int | str | None] | None) -> str:
     """A shape with its symbols."""
     return "?" if dims is None else "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"

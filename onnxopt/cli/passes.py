@@ -7,7 +7,8 @@ import typer
 
 from onnxopt.cli import output
 from onnxopt.errors import OnnxOptError
-from onnxopt.passing import Exact, Pass, pass_class, pass_names
+from onnxopt.overrides import Override
+from onnxopt.passing import Exact, Lossy, Pass, pass_class, pass_names
 
 
 def passes(as_json: bool) -> None:
@@ -35,12 +36,16 @@ def explain(name: str, as_json: bool) -> None:
     if as_json:
         output.show_json({
             "name": name, "phase": cls.phase, "contract": _contract(cls), "doc": inspect.getdoc(cls),
-            "options": options, "schema": cls.model_json_schema(),
+            "options": options, "overridable": list(cls.overridable), "schema": cls.model_json_schema(),
         })  # fmt: skip
         return
     typer.echo(f"{name}: {cls.phase} phase, {_contract(cls)}\n")
     typer.echo(f"{inspect.getdoc(cls)}\n\noptions:")
     output.table([[f"  {o['name']}", o["type"], f"default {o['default']}", o["description"]] for o in options])
+    if cls.overridable:
+        typer.echo(f"\noverrides may set, for single nodes or weights: {', '.join(cls.overridable)}")
+    if isinstance(cls.contract, Lossy):
+        typer.echo(f"overrides may skip: {Override.model_fields['skip'].description}")
 
 
 def _contract(cls: type[Pass]) -> str:

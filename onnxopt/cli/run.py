@@ -1,9 +1,9 @@
 """`onnxopt run`."""
 
 import json
-import sys
-import time
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,18 @@ import typer
 
 from onnxopt import pipeline, recipe
 from onnxopt.cli import output as out
+from onnxopt.cli.progress import progress
+from onnxopt.comparing import shown
 from onnxopt.data import is_function
 from onnxopt.errors import ModelError, RecipeError
 from onnxopt.inputs import Inputs, gather
 from onnxopt.measuring import bind
 from onnxopt.model import Model, load
-from onnxopt.pipeline import Progress, Settings
+from onnxopt.passing import Exact, Limits, Pass
+from onnxopt.reading import digest
 from onnxopt.recipe import Recipe
 from onnxopt.report import Report, versions
-from onnxopt.serialization import digest
+from onnxopt.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,19 @@ def run(given: Arguments) -> None:
     if given.dry_run:
         _show_plan(given, made, allow_code)
         return
-    progress = None if given.quiet or given.as_json else _Printer()
-    settings = Settings(
-        report=given.report, work=given.work, resume=given.resume, accept_loss=given.accept_loss,
-        allow_code=allow_code, shapes=out.parse_shapes(given.shape), threads=given.threads, progress=progress,
-        reproduce=given.output.with_name(f"{given.output.name}.reproduce") if given.reproduce else None,
-    )  # fmt: skip
-    result = pipeline.run(
-        given.model, made, given.output, data=given.data, evaluation=given.eval_data, settings=settings
-    )
+    with progress(silent=given.quiet or given.as_json) as tell:
+        settings = Settings(
+            report=given.report, work=given.work, resume=given.resume, accept_loss=given.accept_loss,
+            allow_code=allow_code, shapes=out.parse_shapes(given.shape), threads=given.threads, progress=tell,
+            reproduce=given.output.with_name(f"{given.output.name}.reproduce") if given.reproduce else None,
+        )  # fmt: skip
+        result = pipeline.run(
+            given.model, made, given.output, data=given.data, evaluation=given.eval_data, settings=settings
+        )
     if given.as_json:
         out.show_json(result.report.to_dict())
     elif not given.quiet:
-        show(result.report)
+        show(result.report, limited=_limited(made))
 
 
 def build_recipe(given: Arguments) -> tuple[Recipe, bool]:
@@ -113,62 +116,73 @@ def _code(content: dict[str, Any]) -> set[str]:
     return {name for name in named if isinstance(name, str) and is_function(name)}
 
 
-def show(report: Report) -> None:
-    """The summary: status, before and after, each pass."""
+def show(report: Report, *, limited: bool) -> None:
+    """The summary: status, before and after, each pass.
+
+    Args:
+        limited: whether something held the loss inside limits.
+    """
     typer.echo(report.status)
-    before, after = report.before, report.after
-    rows: list[list[object]] = [
-        ["file", out.size(before.file_bytes), out.size(after.file_bytes), _ratio(before.file_bytes, after.file_bytes)],
-        [
-            "parameters",
-            out.amount(before.parameters),
-            out.amount(after.parameters),
-            _ratio(before.parameters, after.parameters),
-        ],
-        ["MACs", out.amount(before.macs), out.amount(after.macs), _ratio(before.macs, after.macs)],
-        ["nodes", before.nodes, after.nodes, _ratio(before.nodes, after.nodes)],
-    ]
-    if (latency := report.latency) is not None:
-        rows.append(
-            ["latency (ms)", f"{latency['before_ms']:.3g}", f"{latency['after_ms']:.3g}", f"x{latency['ratio']:.2f}"]
-        )
-    if (metric := report.metric) is not None:
-        rows.append(
-            [metric["name"], f"{metric['before']:.4f}", f"{metric['after']:.4f}", f"{metric['drop']:+.4f} lost"]
-        )
-    out.table(rows, ("", "before", "after", ""))
+    out.table(before_and_after(report), ("", "before", "after", ""))
     if report.deployed_drift is not None:
-        typer.echo(f"drift (relative L2): {report.drift:.1e}, as deployed {report.deployed_drift:.1e}")
+        typer.echo(f"drift (relative L2): {shown(report.drift)}, as deployed {shown(report.deployed_drift)}")
+        if report.deployed_drift > _LARGE_DRIFT and not limited and report.metric is None:
+            typer.echo(f"WARNING: {_unjudged(report.deployed_drift)}")
     for step in report.steps:
         left = f", {len(step.declined)} declined" if step.declined else ""
-        why = f": {step.why}" if step.why else f", {len(step.changes)} changes{left}"
+        count = len(step.changes)
+        why = f": {step.why}" if step.why else f", {count} change{'s' * (count != 1)}{left}"
         typer.echo(f"  {step.name}: {step.outcome}{why} ({step.seconds:.1f} s)")
         if step.outcome == "unchanged":
-            for reason, count in Counter(entry["why"] for entry in step.declined).most_common(2):
-                typer.echo(f"    declined {count}x: {reason}")
+            for reason, times in Counter(entry["why"] for entry in step.declined).most_common(2):
+                typer.echo(f"    declined {times}x: {reason}")
     for note in report.notes:
         typer.echo(f"note: {note}")
 
 
-class _Printer:
-    """Progress on standard error: one line that is rewritten on a terminal, a line a step elsewhere."""
+_LARGE_DRIFT = 0.3
+"""Above this the outputs are likely to say something else."""
 
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._step = -1
-        self._last = 0.0
 
-    def __call__(self, progress: Progress) -> None:
-        new_step = progress.step != self._step
-        now = time.monotonic()
-        if not new_step and (not self._terminal or now - self._last < 0.1):
-            return
-        self._step, self._last = progress.step, now
-        inside = f" {progress.done}/{progress.total} {progress.what}" if progress.total else ""
-        line = f"[{min(progress.step + 1, progress.steps)}/{progress.steps}] {progress.name}{inside}"
-        typer.echo(f"\r\x1b[K{line}" if self._terminal else line, err=True, nl=not self._terminal)
-        if self._terminal and progress.step == progress.steps:
-            typer.echo("\r\x1b[K", err=True, nl=False)
+def _unjudged(drift: float) -> str:
+    """What to say of outputs that changed much, where nothing tells whether that is too much."""
+    much = f"by {drift:.0%} (relative L2)" if math.isfinite(drift) else "in size"
+    return f"outputs changed {much} and nothing says whether that is too much: give --eval-data and --metric, or limits"
+
+
+def _limited(made: Recipe) -> bool:
+    """Whether the recipe or a pass of it states a limit."""
+    limits = (made.limits, *(pass_.limits for pass_ in made.passes))
+    return any(limit is not None and limit != Limits() for limit in limits)
+
+
+def before_and_after(report: Report) -> list[list[object]]:
+    """Rows of what it is, before, after, and how they compare."""
+    before, after = report.before, report.after
+    rows: list[list[object]] = [
+        [
+            label,
+            shown(getattr(before, key)),
+            shown(getattr(after, key)),
+            _ratio(getattr(before, key), getattr(after, key)),
+        ]
+        for label, key, shown in _ROWS
+    ]
+    if (latency := report.latency) is not None:
+        times = [f"{latency['before_ms']:.3g}", f"{latency['after_ms']:.3g}"]
+        rows.append(["latency (ms)", *times, out.ratio(latency["ratio"])])
+    if (metric := report.metric) is not None:
+        scores = [f"{metric['before']:.4f}", f"{metric['after']:.4f}"]
+        rows.append([metric["name"], *scores, f"{metric['drop']:+.4f} lost"])
+    return rows
+
+
+_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("file", "file_bytes", out.size),
+    ("parameters", "parameters", out.amount),
+    ("MACs", "macs", out.amount),
+    ("nodes", "nodes", str),
+)
 
 
 def _show_plan(given: Arguments, made: Recipe, allow_code: bool) -> None:
@@ -178,7 +192,7 @@ def _show_plan(given: Arguments, made: Recipe, allow_code: bool) -> None:
     if made.data.metric is not None:
         bind(made.data.metric, inputs, allow_code)
     weights = sum(value.const_value.nbytes for value in model.weights() if value.const_value is not None)
-    plan = [{"pass": p.name, "phase": p.phase, "options": p.options()} for p in pipeline.plan(made.passes)]
+    plan = [_planned(pass_) for pass_ in pipeline.plan(made.passes)]
     facts = {
         "model": str(given.model), "weights": out.size(weights), "session memory, about": out.size(2 * weights),
         "disk for the work folder, about": out.size(2 * weights), "data": json.dumps(inputs.describe()),
@@ -187,7 +201,31 @@ def _show_plan(given: Arguments, made: Recipe, allow_code: bool) -> None:
         out.show_json({"plan": plan, "recipe": made.resolved(), **facts})
         return
     out.facts(facts)
-    out.table([[i, step["pass"], step["phase"], json.dumps(step["options"])] for i, step in enumerate(plan)])
+    out.table(
+        [[step["pass"], step["phase"], step["contract"], _options(step)] for step in plan],
+        ("pass", "phase", "contract", "options (* not the default)"),
+    )
+
+
+def _planned(pass_: Pass) -> dict[str, Any]:
+    """A pass with all its options: those of the recipe, and the defaults of the rest."""
+    return {
+        "pass": pass_.name,
+        "phase": pass_.phase,
+        "contract": "exact" if isinstance(pass_.contract, Exact) else "lossy",
+        "options": pass_.model_dump(mode="json"),
+        "changed_options": sorted(pass_.options()),
+    }
+
+
+def _options(step: dict[str, Any]) -> str:
+    changed = step["changed_options"]
+    texts = (
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}{'*' * (key in changed)}"
+        for key, value in step["options"].items()
+        if key in changed or key != "limits"
+    )
+    return " ".join(texts)
 
 
 def _inputs(given: Arguments, made: Recipe, model: Model, allow_code: bool) -> Inputs:
@@ -213,4 +251,4 @@ def _up_to_date(given: Arguments, made: Recipe, allow_code: bool) -> bool:
 
 
 def _ratio(before: float | None, after: float | None) -> str:
-    return "" if not before or after is None else f"x{after / before:.2f}"
+    return out.ratio(None if not before or after is None else after / before)

@@ -1,8 +1,10 @@
 """Random inputs for a model, where no data are given."""
 
 import ast
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -19,6 +21,12 @@ from onnxopt.model import Signature, ValueInfo
 
 BATCH, LENGTH = 2, 16
 """Sizes of symbolic axes that nothing else settles: the first axis, and any other."""
+
+LENGTHS = (LENGTH, 28, 32, 64, 128, 224, 256, 299, 384, 512, 640, 1024, 16_000)
+"""Sizes that networks are made for (images, audio), tried in turn where the default does not run."""
+
+_MOST_ELEMENTS = 2**24
+"""Larger inputs are not tried."""
 
 _WORDS = ("", "a", "word", "two words", "\u00fcnic\u00f6de")
 _LONGEST_EXPRESSION = 200
@@ -56,6 +64,62 @@ def synthetic(
     count = max(-(-samples // rows), 1)
     source = SyntheticSource(infos, sizes, dict(bounds or {}), int(rng.integers(2**63)), count)
     return survey(source, signature, "synthetic data", synthetic=True)
+
+
+def fitting(
+    signature: Signature,
+    given: Mapping[str, Shape] | None,
+    bounds: Bounds | None,
+    runs: Callable[[Mapping[str, Array]], bool],
+) -> dict[str, Shape] | None:
+    """Shapes that a model takes random inputs of, where it does not take the default ones.
+
+    Tried in turn: the sizes of `LENGTHS`, in batches of two and of one, with the batch on the first axis or on an
+    input's first symbolic one (`[layers, batch, hidden]`). A symbol has one size everywhere.
+
+    Args:
+        signature: the model's.
+        given: input name -> shape that is not up for change.
+        bounds: as for `synthetic`.
+        runs: whether the model takes such inputs.
+
+    Returns:
+        The first shapes that it runs on; None where there are none.
+    """
+    for shapes in _ladder(signature, given or {}):
+        if runs(synthetic(signature, shapes, bounds, 1, np.random.default_rng(0)).first().feeds):
+            return shapes
+    return None
+
+
+def _ladder(signature: Signature, given: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
+    """Shapes of all inputs other than the default ones, small ones first, none twice."""
+    seen = [input_shapes(signature, given)]
+    for length, batch, leading in itertools.product(LENGTHS, (BATCH, 1), (True, False)):
+        shapes = input_shapes(signature, given, Open(batch, length, leading))
+        if shapes not in seen and all(prod(shape) <= _MOST_ELEMENTS for shape in shapes.values()):
+            seen.append(shapes)
+            yield shapes
+
+
+@dataclass(frozen=True)
+class Open:
+    """Sizes of the symbolic axes that nothing else settles.
+
+    Attributes:
+        batch: the batch axis.
+        length: any other.
+        leading: whether the batch axis is the first one, or else the first symbolic one.
+    """
+
+    batch: int = BATCH
+    length: int = LENGTH
+    leading: bool = True
+
+    def size(self, info: ValueInfo, axis: int) -> int:
+        """Size of one axis of an input."""
+        symbolic = (i for i, dim in enumerate(info.shape or ()) if not isinstance(dim, int))
+        return self.batch if axis == (0 if self.leading else next(symbolic, 0)) else self.length
 
 
 @dataclass(frozen=True)
@@ -108,8 +172,13 @@ def _range(dtype: ir.DataType, bounds: tuple[int, int] | None) -> tuple[int, int
     return low, min(max(high, low), most)
 
 
-def input_shapes(signature: Signature, given: Mapping[str, Shape]) -> dict[str, Shape]:
+def input_shapes(signature: Signature, given: Mapping[str, Shape], sizes: Open = Open()) -> dict[str, Shape]:
     """A concrete shape for each tensor input.
+
+    Args:
+        signature: the model's.
+        given: input name -> shape, where it is known; symbols in it bind the other inputs.
+        sizes: of symbolic axes that nothing else settles.
 
     Raises:
         DataError: as for `synthetic`.
@@ -122,8 +191,8 @@ def input_shapes(signature: Signature, given: Mapping[str, Shape]) -> dict[str, 
     for info in inputs.values():
         for axis, dim in enumerate(info.shape or ()):
             if isinstance(dim, str) and _evaluated(dim, {}) is None and dim.isidentifier():
-                symbols.setdefault(dim, LENGTH if axis else BATCH)
-    return {name: given.get(name) or _sized(info, symbols) for name, info in inputs.items()}
+                symbols.setdefault(dim, sizes.size(info, axis))
+    return {name: given.get(name) or _sized(info, symbols, sizes) for name, info in inputs.items()}
 
 
 def _bound(inputs: Mapping[str, ValueInfo], given: Mapping[str, Shape]) -> dict[str, int]:
@@ -137,16 +206,15 @@ def _bound(inputs: Mapping[str, ValueInfo], given: Mapping[str, Shape]) -> dict[
     return symbols
 
 
-def _sized(info: ValueInfo, symbols: Mapping[str, int]) -> Shape:
+def _sized(info: ValueInfo, symbols: Mapping[str, int], sizes: Open) -> Shape:
     if info.shape is None:
         raise DataError(f"input {info.name!r} has an unknown rank; give its shape (--shape {info.name}:1,2,3)")
-    return tuple(_size(dim, axis, symbols) for axis, dim in enumerate(info.shape))
+    return tuple(_size(dim, sizes.size(info, axis), symbols) for axis, dim in enumerate(info.shape))
 
 
-def _size(dim: int | str | None, axis: int, symbols: Mapping[str, int]) -> int:
+def _size(dim: int | str | None, default: int, symbols: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
-    default = LENGTH if axis else BATCH
     if dim is None:
         return default
     found = symbols.get(dim)

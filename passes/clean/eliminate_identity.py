@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 
+from onnxopt import carried
 from onnxopt.edit import Edit
 from onnxopt.model import Model
 from onnxopt.passing import Context, Findings, Pass
@@ -19,34 +20,40 @@ class EliminateIdentity(Pass):
         replaced = self._replacements(model, findings)
         if not replaced:
             return findings
-        edit = Edit(self.name)
+        edit, shapes = Edit(self.name), dict[ir.Value, ir.Shape | None]()
         for value in replaced:
             node, source = value.producer(), _root(value, replaced)
             assert node is not None
             edit.rewire(value, source)
             edit.remove(node)
-            findings.change(node.name, self.name, f"readers of {value.name} read {source.name}")
-        model.apply(edit)
-        for value, source in replaced.items():
+            findings.change(node, self.name, f"readers of {value.name} read {source.name}")
             if source.shape is None and source.producer() is not None and not source.is_graph_output():
-                source.shape = value.shape
+                shapes[source] = None if value.is_graph_output() else shapes.get(source, value.shape)
+        for source, shape in shapes.items():
+            if shape is not None:
+                edit.declare_shape(source, shape)
+        model.apply(edit)
         return findings
 
     def _replacements(self, model: Model, findings: Findings) -> dict[ir.Value, ir.Value]:
         """Output of an Identity -> what its readers read instead."""
         replaced: dict[ir.Value, ir.Value] = {}
         outputs: set[ir.Value] = set()
+        trained = carried.training_names(model.ir)
         for node in model.nodes():
             if node.op_type != "Identity" or node.domain or node.inputs[0] is None:
                 continue
             value, source = node.outputs[0], _root(node.inputs[0], replaced)
+            if value.name in trained and value.graph is model.graph:
+                findings.decline(node, self.name, "training info names its output")
+                continue
             if value.is_graph_output() and (
                 source.is_graph_output() or source in outputs or not _made_beside(source, value)
             ):
                 continue
             if None not in (value.dtype, source.dtype) and value.dtype != source.dtype:
                 why = f"{value.name} is declared {value.dtype}, its source {source.name} {source.dtype}"
-                findings.decline(node.name, self.name, why)
+                findings.decline(node, self.name, why)
                 continue
             if value.is_graph_output():
                 outputs.add(source)

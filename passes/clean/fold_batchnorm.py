@@ -11,6 +11,7 @@ from onnxopt.analysis.linear.sources import Source, Sources
 from onnxopt.edit import Edit
 from onnxopt.errors import ModelError
 from onnxopt.model import Model
+from onnxopt.nodes import label
 from onnxopt.passes.clean import is_constant
 from onnxopt.passing import Context, Findings, Pass
 
@@ -37,11 +38,11 @@ class FoldBatchnorm(Pass):
                 layer = None if x is None else layers.pop(x, None)
                 edit = self._edit(model, context, node, layer, sources)
                 if isinstance(edit, str):
-                    declined.decline(node.name, self.name, edit)
+                    declined.decline(node, self.name, edit)
                     continue
-                model.apply(edit)
                 assert layer is not None
-                findings.change(node.name, self.name, f"folded into {layer.name}")
+                findings.change(node, self.name, f"folded into {layer.name}")
+                model.apply(edit)
             if len(findings.changes) == before:
                 findings.add(declined)
                 return findings
@@ -88,7 +89,7 @@ class _Norm:
 def _not_inference(model: Model, node: ir.Node) -> str | None:
     if model.opset < _FIRST_PLAIN:
         return f"opset {model.opset} is too old to tell how it normalizes; upgrade-opset comes first"
-    if any(value.name and (value.uses() or value.is_graph_output()) for value in node.outputs[1:]):
+    if any(value.name for value in node.outputs[1:]):
         return "it gives running statistics, so it trains"
     if model.opset >= _FIRST_WITH_MODE and node.attributes.get_int("training_mode", False):
         return "it is in training mode"
@@ -102,7 +103,8 @@ def _no_layer(node: ir.Node) -> str:
     producer = None if x is None else x.producer()
     if producer is None:
         return "what it normalizes is no output of a node"
-    return f"it normalizes the output of {producer.op_type} {producer.name}, no layer with constant weights of its own"
+    what = f"{producer.op_type} {label(producer)}"
+    return f"it normalizes the output of {what}, no layer with constant weights of its own"
 
 
 def _not_foldable(model: Model, node: ir.Node, layer: Linear) -> str | None:

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 from pydantic import Field
 
-from onnxopt.analysis.structure import bodies
 from onnxopt.errors import OnnxOptError
 from onnxopt.model import Model
+from onnxopt.nodes import bodies
 from onnxopt.passes.clean import become_weights, is_constant
 from onnxopt.passing import Context, Findings, Pass
 
@@ -63,7 +63,7 @@ class FoldConstants(Pass):
         if results:
             become_weights(model, self.name, results, [node for fold in folds for node in fold.nodes])
         for node in (node for fold in folds for node in fold.nodes):
-            findings.change(node.name, self.name, f"{node.op_type} of constants was computed")
+            findings.change(node, self.name, f"{node.op_type} of constants was computed")
         return findings
 
 
@@ -80,7 +80,7 @@ def _constant_nodes(model: Model, given: Iterable[ir.Value], findings: Findings,
             if unknown[node]:
                 continue
             if why := _refusal(model, node):
-                findings.decline(node.name, rule, why)
+                findings.decline(node, rule, why)
             elif not _repeats_constant(node):
                 found.append(node)
                 constants.extend(value for value in node.outputs if value.name)
@@ -165,7 +165,7 @@ class _Runtime:
     def refuse(self, node: ir.Node, why: str) -> None:
         """Leave a node, and with it all that reads it, as it is."""
         self._refused.add(node)
-        self._findings.decline(node.name, self._rule, why)
+        self._findings.decline(node, self._rule, why)
 
     def folds(self, nodes: Sequence[ir.Node]) -> list[_Fold]:
         """Compute the nodes; the folds of those that could be and that somebody reads."""

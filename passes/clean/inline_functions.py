@@ -4,14 +4,17 @@ from collections.abc import Container, Iterable, Mapping
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
-from onnxopt.analysis.structure import bodies
+from onnxopt import carried
 from onnxopt.model import Model
+from onnxopt.nodes import bodies
 from onnxopt.passing import Context, Findings, Pass
 
 OWN_DOMAIN = "ai.onnxopt"
 """Functions of this domain are operators of ours that carry their meaning with them; they stay calls."""
+
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 class InlineFunctions(Pass):
@@ -27,7 +30,6 @@ class InlineFunctions(Pass):
         refused = _refusals(model)
         wanted = {key for key in functions if key not in refused and key[0] != OWN_DOMAIN}
         calls = [node for node in model.nodes() if node.op_identifier() in wanted]
-        inner = [node for function in functions.values() for node in function.all_nodes()]
         for key, why in refused.items():
             findings.decline("::".join(filter(None, key)), self.name, why)
         if not calls:
@@ -35,13 +37,9 @@ class InlineFunctions(Pass):
         for key in wanted:
             _adopt_imports(functions[key], model)
             _own_outputs(functions[key])
-        for call in (*calls, *(node for node in inner if node.op_identifier() in wanted)):
-            _complete_outputs(call, len(functions[call.op_identifier()].outputs))
         for call in calls:
-            findings.change(call.name, self.name, f"the call of {call.domain}::{call.op_type} is its body")
-        notes = {name: value.metadata_props for call in calls for value in call.outputs if (name := value.name)}
-        InlinePass(criteria=lambda function: function.identifier() in wanted)(model.ir)
-        _rename_duplicates(model, notes)
+            findings.change(call, self.name, f"the call of {call.domain}::{call.op_type} is its body")
+        _inline(model, calls, wanted)
         model.replace(model.ir)
         return findings
 
@@ -51,8 +49,15 @@ def _refusals(model: Model) -> dict[ir.OperatorIdentifier, str]:
     functions = model.ir.functions
     refused = dict.fromkeys(_circular(functions), "its calls lead back to it")
     imports = dict(model.ir.opset_imports)
+    given = {
+        node.op_identifier()
+        for node in (*model.nodes(), *(node for function in functions.values() for node in function.all_nodes()))
+        if any(attribute.type in _GRAPHS for attribute in node.attributes.values())
+    }
     for key, function in functions.items():
-        if why := _refusal(function, functions, imports):
+        if key in given or any(attribute.type in _GRAPHS for attribute in function.attributes.values()):
+            refused[key] = "it takes a graph as an attribute"
+        elif why := _refusal(function, functions, imports):
             refused[key] = why
         else:
             imports = {**function.opset_imports, **imports}
@@ -69,8 +74,6 @@ def _refusals(model: Model) -> dict[ir.OperatorIdentifier, str]:
 def _refusal(
     function: ir.Function, functions: Container[ir.OperatorIdentifier], imports: Mapping[str, int]
 ) -> str | None:
-    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in function.attributes.values()):
-        return "it takes a graph as an attribute"
     for node in function.all_nodes():
         if node.op_identifier() in functions:
             continue
@@ -122,22 +125,85 @@ def _own_outputs(function: ir.Function) -> None:
         seen.add(value)
 
 
-def _complete_outputs(call: ir.Node, count: int) -> None:
-    """Give a call all outputs: the body may read those that the call leaves out."""
-    call.resize_outputs(count)
-    for value in call.outputs:
-        value.name = value.name or None
+def _inline(model: Model, calls: list[ir.Node], wanted: Container[ir.OperatorIdentifier]) -> None:
+    """Put bodies in the place of calls, and of the calls in those bodies; in time linear in what comes out."""
+    functions = model.ir.functions
+    for call in calls:  # which grows
+        function = functions[call.op_identifier()]
+        call.resize_outputs(len(function.outputs))  # the body may read those that the call leaves out
+        body = function.clone()
+        inner = list(body.all_nodes())
+        _set_attributes(inner, {**function.attributes, **call.attributes})
+        _set_inputs(body, call)
+        _set_names(body, inner, model)
+        for node in inner:
+            node.metadata_props.update(call.metadata_props | node.metadata_props)
+        calls += [node for node in inner if node.op_identifier() in wanted]
+        _put(body, call)
+    staying = {key for key in functions if key not in wanted} | (carried.training_calls(model.ir) & functions.keys())
+    needed = _reached(staying, functions)
+    for key in {call.op_identifier() for call in calls} - needed:
+        del functions[key]
 
 
-def _rename_duplicates(model: Model, notes: dict[str, dict[str, str]]) -> None:
-    """Make value names unique over all graphs where inlined bodies brought in names that others have."""
-    model.replace(model.ir)
-    taken = {value.name for value in (*model.graph.inputs, *model.graph.outputs)} | set(model.graph.initializers)
-    for node in model.nodes():
-        inner = [value for graph in bodies(node) for value in (*graph.inputs, *graph.initializers.values())]
-        for value in (*node.outputs, *inner):
-            main = value.graph is model.graph and (value.is_graph_output() or value.is_graph_input())
-            if not main and value.name and value.name in taken:
-                value.name = model.fresh_name(value.name)
-            taken.add(value.name)
-            value.metadata_props.update(notes.get(value.name or "", {}))
+def _reached(
+    keys: Iterable[ir.OperatorIdentifier], functions: Mapping[ir.OperatorIdentifier, ir.Function]
+) -> set[ir.OperatorIdentifier]:
+    """The functions, and those that they call, directly or not."""
+    found, waiting = set(keys), list(keys)
+    while waiting:
+        called = {node.op_identifier() for node in functions[waiting.pop()].all_nodes()} & functions.keys()
+        waiting += called - found
+        found |= called
+    return found
+
+
+def _set_attributes(nodes: Iterable[ir.Node], given: Mapping[str, ir.Attr]) -> None:
+    """Resolve what refers to attributes of the function: the call's, or the default, or none."""
+    for node in nodes:
+        for name, attribute in tuple(node.attributes.items()):
+            if not attribute.is_ref():
+                continue
+            found = given.get(attribute.ref_attr_name or "")
+            if found is not None and found.value is not None:
+                node.attributes[name] = ir.Attr(name, found.type, found.value)
+            else:
+                del node.attributes[name]
+
+
+def _set_inputs(body: ir.Function, call: ir.Node) -> None:
+    given = {own: call.inputs[at] if at < len(call.inputs) else None for at, own in enumerate(body.inputs)}
+    for own, value in given.items():
+        for user, at in own.uses():
+            user.replace_input_with(at, value)
+
+
+def _set_names(body: ir.Function, nodes: Iterable[ir.Node], model: Model) -> None:
+    """Names that nothing else in the model has, in subgraphs too."""
+    values = list[ir.Value]()
+    for node in nodes:
+        node.name = model.fresh_name(node.name or node.op_type)
+        values += node.outputs
+        for graph in bodies(node):
+            values += (*graph.inputs, *graph.initializers.values())
+    for value in values:
+        if value.name or value.uses():  # an output without a name is one that the body leaves out
+            value.name = model.fresh_name(value.name or "value")
+
+
+def _put(body: ir.Function, call: ir.Node) -> None:
+    """Move the body's nodes to the place of the call; its outputs become the call's."""
+    outputs, nodes, graph = tuple(body.outputs), tuple(body), call.graph
+    assert graph is not None
+    body.outputs.clear()
+    body.remove(nodes)
+    graph.insert_before(call, nodes)
+    for old, new in zip(call.outputs, outputs, strict=True):
+        name = old.name
+        new.type, new.shape = old.type or new.type, old.shape or new.shape
+        new.doc_string = old.doc_string or new.doc_string
+        new.metadata_props.update(old.metadata_props)
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        if name:
+            old.name, new.name = None, name
+    graph.remove(call, safe=True)

@@ -21,11 +21,11 @@ class LiftConstants(Pass):
             tensor = constant_tensor(node.outputs[0])
             if tensor is None:
                 form = next(iter(node.attributes), "nothing")
-                findings.decline(node.name, self.name, f"it holds {form}, which no initializer can")
+                findings.decline(node, self.name, f"it holds {form}, which no initializer can")
                 continue
             tensors[node.outputs[0]] = tensor
             nodes.append(node)
-            findings.change(node.name, self.name, f"its value is the weight {node.outputs[0].name}")
+            findings.change(node, self.name, f"its value is the weight {node.outputs[0].name}")
         if tensors:
             become_weights(model, self.name, tensors, nodes)
         return findings

@@ -13,11 +13,12 @@ import onnx.version_converter
 import onnx_ir as ir
 from pydantic import Field, field_validator
 
-from onnxopt import serialization
-from onnxopt.analysis.structure import bodies, constant_array
+from onnxopt import reading, serialization
+from onnxopt.analysis.structure import constant_array
 from onnxopt.model import Model
+from onnxopt.nodes import bodies
 from onnxopt.passes.clean import become_weights
-from onnxopt.passing import Context, Findings, Pass
+from onnxopt.passing import Context, Findings, Pass, Target
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ _HARDMAX_HAS_ONE_AXIS = 13
 class UpgradeOpset(Pass):
     """Convert the model to a newer version of the standard operators.
 
-    Raises the IR version where that opset needs it. A model that is there already is left alone.
+    Raises the IR version where that opset needs it. A model that is there already is left alone. It stops at the
+    newest opset that the target loads.
     """
 
     to: int = Field(21, gt=0, description="version of the standard operator set")
@@ -44,7 +46,22 @@ class UpgradeOpset(Pass):
             raise ValueError(f"the installed onnx {onnx.__version__} knows operator sets up to {newest}")
         return to
 
+    def unfit(self, target: Target) -> str | None:
+        newest = target.max_opset
+        if newest is None or "to" not in self.model_fields_set or self.to <= newest:
+            return None
+        return f"to: {self.to} is more than target.max_opset, {newest}"
+
     def run(self, model: Model, context: Context) -> Findings:
+        newest = context.target.max_opset
+        if newest is None or self.to <= newest or model.opset >= self.to:
+            return self._upgrade(model)
+        findings = Findings()
+        findings.decline(model.graph.name, self.name, f"opset {self.to} is more than target.max_opset, {newest}")
+        findings.add(self.model_copy(update={"to": newest})._upgrade(model))
+        return findings
+
+    def _upgrade(self, model: Model) -> Findings:
         findings = Findings()
         opset, ir_version = model.opset, model.ir.ir_version
         if opset >= self.to:
@@ -115,7 +132,7 @@ def _converted(model: Model, to: int, ir_version: int) -> ir.Graph:
     converted = onnx.version_converter.convert_version(proto, to)
     converted.ir_version = ir_version
     onnx.checker.check_model(converted)
-    return serialization.from_proto(converted).graph
+    return reading.from_proto(converted).graph
 
 
 def _weights_to_inputs(graph: onnx.GraphProto) -> None:

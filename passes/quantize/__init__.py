@@ -4,15 +4,18 @@ A quantized layer is `MatMul(x, DequantizeLinear(codes, scale, zero_point?))` wi
 `docs/formats.md`; ONNX Runtime turns it into one operator that reads the codes.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxopt.analysis.linear import Linear
+from onnxopt.analysis.structure import constant_tensor
 from onnxopt.edit import Edit
+from onnxopt.model import Model
 from onnxopt.numerics import Quantized, QuantSpec, dequantize
 from onnxopt.numerics.grids import Codes, Floats
 from onnxopt.passing import Context
@@ -50,6 +53,37 @@ class Stored:
     zero_point: ir.Value | None
     axis: int
     block_size: int | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        tensors = (value.const_value for value in (self.codes, self.scale, self.zero_point) if value is not None)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def stored_tensor(layer: Linear) -> ir.TensorProtocol:
+    """The tensor at the beginning of the weight's chain."""
+    return layer.weight.source.root.tensor
+
+
+def constants(model: Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """All constants: initializers, and what Constant nodes hold."""
+    made = (node.outputs[0] for node in model.nodes() if node.op_type == "Constant")
+    for value in chain(model.weights(), made):
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            yield value, tensor
+
+
+def weight_sizes(model: Model) -> tuple[int, int]:
+    """Bytes of all constants, and elements of those in floating point."""
+    sized = [tensor for _, tensor in constants(model) if tensor.dtype != ir.DataType.STRING]
+    return sum(tensor.nbytes for tensor in sized), sum(tensor.size for tensor in sized if tensor.dtype in FLOATS)
+
+
+def refusal(layer: Linear, model: Model) -> str | None:
+    """Why a layer cannot read quantized weights; None where it can."""
+    return next((why for check in _REFUSALS if (why := check(layer, model)) is not None), None)
 
 
 def code_type(spec: QuantSpec) -> ir.DataType:
@@ -107,14 +141,42 @@ def store(edit: Edit, layer: Linear, quantized: Quantized, context: Context) -> 
     return Stored(codes, scale, zero_point, len(layer.matmul_shape) - 2, block_size)
 
 
+def copied(edit: Edit, layer: Linear, stored: Stored) -> Stored:
+    """The same weight, stored once more, for a layer of its own: ONNX Runtime fuses no codes and scales that two read.
+
+    The copy has the tensors themselves, so that it takes no memory.
+    """
+    graph = layer.node.graph
+    assert isinstance(graph, ir.Graph)
+
+    def again(value: ir.Value) -> ir.Value:
+        assert value.const_value is not None
+        return edit.add_weight(value.name or "", value.const_value, graph)
+
+    points = stored.zero_point
+    return replace(
+        stored,
+        codes=again(stored.codes),
+        scale=again(stored.scale),
+        zero_point=None if points is None else again(points),
+    )
+
+
+def is_fusible(layer: Linear, spec: QuantSpec, opset: int) -> bool:
+    """Whether ONNX Runtime makes one operator (MatMulNBits) of the quantized layer, if nobody else reads its codes."""
+    return len(layer.matmul_shape) == 2 and layer.dtype == _works_in(
+        layer, ir.DataType.from_numpy(spec.scale_type), opset
+    )
+
+
 def read_by(edit: Edit, layer: Linear, stored: Stored, opset: int) -> ir.Value:
     """Let a layer multiply by a quantized weight; gives the weight as the layer reads it.
 
     DequantizeLinear works in the layer's type where that is float32, or float16 with an opset (19) that knows it and
     scales of that type; else in float32, and a Cast follows.
     """
-    direct = layer.dtype == ir.DataType.FLOAT16 == stored.scale.dtype and opset >= 19
-    works_in = layer.dtype if direct else ir.DataType.FLOAT
+    assert stored.scale.dtype is not None
+    works_in = _works_in(layer, stored.scale.dtype, opset)
     nodes = []
     scale = stored.scale
     if scale.dtype != works_in:
@@ -133,6 +195,12 @@ def read_by(edit: Edit, layer: Linear, stored: Stored, opset: int) -> ir.Value:
     return weight
 
 
+def _works_in(layer: Linear, scale_dtype: ir.DataType, opset: int) -> ir.DataType:
+    """The type that DequantizeLinear gives for a layer."""
+    half = layer.dtype == ir.DataType.FLOAT16 == scale_dtype and opset >= 19
+    return ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
+
+
 def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
     node = ir.node("Cast", [value], {"to": dtype}, name=name)
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
@@ -145,3 +213,36 @@ def _row_chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
     step = max(1, _CHUNK // columns)
     for group in range(groups):
         yield from ((group, slice(start, start + step)) for start in range(0, out, step))
+
+
+def _is_convolution(layer: Linear, model: Model) -> str | None:
+    if layer.kind not in ("conv", "conv_transpose"):
+        return None
+    return "runtimes have no convolution that reads quantized weights alone; they would be dequantized in each run"
+
+
+def _is_quantized(layer: Linear, model: Model) -> str | None:
+    stored = stored_tensor(layer).dtype
+    dequantized = any(node.op_type == "DequantizeLinear" for node in layer.weight.steps)
+    return f"already quantized: stored as {stored}" if dequantized or stored not in FLOATS else None
+
+
+def _is_no_matmul(layer: Linear, model: Model) -> str | None:
+    return layer.can_be_matmul()
+
+
+def _is_default_of_input(layer: Linear, model: Model) -> str | None:
+    if not layer.weight.overridable or model.ir.ir_version < 4:
+        return None
+    return f"weight {layer.weight.root.name} is the default of a graph input, for which callers may feed another"
+
+
+def _is_in_old_subgraph(layer: Linear, model: Model) -> str | None:
+    if layer.node.graph is model.graph or model.ir.ir_version >= 4:
+        return None
+    return f"IR version {model.ir.ir_version} has no weights in subgraphs, where the codes would have to be"
+
+
+_REFUSALS: tuple[Callable[[Linear, Model], str | None], ...] = (
+    _is_convolution, _is_quantized, _is_no_matmul, _is_default_of_input, _is_in_old_subgraph,
+)  # fmt: skip

@@ -2,9 +2,8 @@
 
 import fnmatch
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from math import prod
 from typing import Any, Literal
 
@@ -13,13 +12,27 @@ import onnx_ir as ir
 from pydantic import Field, PositiveInt, ValidationError
 
 from onnxopt.analysis.linear import Dense, Linear, find_linears
-from onnxopt.analysis.structure import constant_tensor
 from onnxopt.edit import Edit
 from onnxopt.errors import ModelError, RecipeError
 from onnxopt.model import Model
+from onnxopt.nodes import label
 from onnxopt.numerics import Quantized, QuantSpec, quantize
 from onnxopt.numerics.spec import Bits, BlockSize
-from onnxopt.passes.quantize import FLOATS, Stored, needed_opset, read_by, relative_error, store, stored_bytes
+from onnxopt.passes.quantize import (
+    FLOATS,
+    Stored,
+    constants,
+    copied,
+    is_fusible,
+    needed_opset,
+    read_by,
+    refusal,
+    relative_error,
+    store,
+    stored_bytes,
+    stored_tensor,
+    weight_sizes,
+)
 from onnxopt.passing import Context, Findings, Lossy, Pass, make
 
 _PRESETS: dict[str, Mapping[str, str]] = {
@@ -27,23 +40,29 @@ _PRESETS: dict[str, Mapping[str, str]] = {
 }
 """What a preset chooses in `QuantSpec`; bits, blocks and symmetry are options of their own."""
 
-_PER_LAYER = ("preset", "bits", "block_size", "symmetric", "scale_dtype")
-"""The options that an override may set for a layer."""
+_OLDER_FORMATS: tuple[Mapping[str, Any], ...] = ({"bits": 4}, {"bits": 8, "block_size": None})
+"""What takes the place of a format that the target's opset lacks: the first that is no narrower and that it has."""
 
 _LAYER_BYTES = 400
 """What nodes, names and tensor headers of a quantized layer take in a file, about."""
+
+
+_MOST_COPIES = 0.75
+"""Share of a float weight that codes for all its readers may take; for less won, no accuracy is given away."""
 
 
 class QuantizeWeights(Pass):
     """Quantize the weights of matrix products to 2 to 8 bits, in blocks or by output column.
 
     MatMul and Gemm with a constant operand, on either side and batched, become MatMul with a weight behind
-    DequantizeLinear: standard ONNX, which ONNX Runtime executes on the codes. Weights that several layers share stay
-    shared. Convolutions, recurrent layers and embeddings are left as they are.
+    DequantizeLinear: standard ONNX, which ONNX Runtime executes on the codes. It does so where no other layer reads
+    the same codes or scales, so each layer gets its own. Convolutions, recurrent layers and embeddings are left as
+    they are.
     """
 
     phase = "quantize"
     contract = Lossy()
+    overridable = ("preset", "bits", "block_size", "symmetric", "scale_dtype")
 
     preset: Literal["rtn"] = Field("rtn", description="method; rtn: each weight to the nearest level, without data")
     bits: Bits = Field(
@@ -59,6 +78,11 @@ class QuantizeWeights(Pass):
     scale_dtype: Literal["float16", "float32"] = Field(
         "float16", description="type of stored scales; float16 gives way to float32 in layers where it costs accuracy; "
         "float16 layers always have it"
+    )  # fmt: skip
+    shared: Literal["copies", "once"] = Field(
+        "copies", description="weights that several layers read; copies: codes for each of them, where those together "
+        "are a quarter smaller than the float weight; once: one copy, the smallest file, which plain ONNX Runtime "
+        "dequantizes for each layer in each run"
     )  # fmt: skip
     include: tuple[str, ...] = Field(("*",), description="layers to quantize: globs over names of nodes or weights")
     exclude: tuple[str, ...] = Field((), description="layers to leave alone: globs over names of nodes or weights")
@@ -83,16 +107,25 @@ class QuantizeWeights(Pass):
                 findings.decline(layer.name, self.name, choice)
             else:
                 groups.setdefault(layer.weight.root, []).append(choice)
-        work = _Work(model, context, findings, self.name, sum(map(len, groups.values())))
-        before = _weight_sizes(model)
+        work = _Work(model, context, findings, self.name, self.shared == "copies", sum(map(len, groups.values())))
+        before = weight_sizes(model)
+        too_shared = 0
         for root, group in groups.items():
             why = self._not_worth_it(root, group)
+            if why is None:
+                why = self._too_shared(root, group)
+                too_shared += why is not None
             if why is None:
                 work.quantize(group)
             else:
                 for choice in group:
                     findings.decline(choice.layer.name, self.name, why)
-        work.report(before, _weight_sizes(model))
+        if too_shared:
+            findings.notes.append(
+                f"{too_shared} weights stay in floating point, as so many layers read each that codes for all of them "
+                "would save too little; `shared: once` makes the smallest file, which may be slower than before"
+            )
+        work.report(before, weight_sizes(model))
         return findings
 
     def _spec(self) -> QuantSpec:
@@ -103,49 +136,61 @@ class QuantizeWeights(Pass):
 
     def _choose(self, layer: Linear, model: Model, context: Context) -> "_Choice | str":
         """How to quantize a layer, or why not."""
-        override = {**context.overrides(layer.weight.root.name or ""), **context.overrides(layer.name)}
-        skip = override.pop("skip", False)
-        spec, note = _fitted(self._overridden(layer, override)._spec(), layer)
-        if skip:
+        names = (layer.weight.root.name or "", layer.name)
+        if any(map(context.skips, names)):
             return "an override skips it"
+        wanted = self._overridden(layer, {k: v for name in names for k, v in context.overrides(name).items()})._spec()
         if not _matches(layer, self.include):
             return "include does not name it"
         if _matches(layer, self.exclude):
             return "exclude names it"
-        for refusal in _REFUSALS:
-            why = refusal(layer, model)
-            if why is not None:
-                return why
+        why = refusal(layer, model)
+        if why is not None:
+            return why
         if self.min_elements is not None and prod(layer.shape) < self.min_elements:
             return f"its {prod(layer.shape)} weights are fewer than min_elements, {self.min_elements}"
+        newest = context.target.max_opset
+        spec, note = _fitted(wanted, layer, newest)
         opset = needed_opset(spec, batched=len(layer.matmul_shape) > 2)
+        if newest is not None and newest < opset:
+            return f"{_words(spec)} needs opset {opset}, which is more than target.max_opset, {newest}"
         if model.opset < opset:
             return f"{_words(spec)} needs opset {opset} and the model has {model.opset}: run upgrade-opset before"
-        return _Choice(layer, spec, note)
+        return _Choice(layer, spec, note, is_fusible(layer, spec, model.opset))
 
     def _overridden(self, layer: Linear, override: Mapping[str, Any]) -> "QuantizeWeights":
-        unknown = sorted(set(override) - set(_PER_LAYER))
-        if unknown:
-            known = ", ".join(("skip", *_PER_LAYER))
-            raise RecipeError(f"overrides for {layer.name}: unknown key {unknown[0]!r}; {self.name} takes {known}")
         try:
-            checked = type(self)(**override)
+            return self.overridden(override)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             raise RecipeError(f"overrides for {layer.name}: {key}: {first['msg']}, not {first['input']!r}") from error
-        return self.model_copy(update={key: getattr(checked, key) for key in override})
 
     def _not_worth_it(self, root: ir.Value, group: "Sequence[_Choice]") -> str | None:
         """Why the file would not get smaller if all layers that were chosen of one stored weight read codes."""
         kept_by = _other_reader(root, group)
         if kept_by is not None:
             return f"weight {root.name} is also {kept_by}, so it would stay in the file beside its codes"
-        if self.min_elements is not None:
+        before, after = stored_tensor(group[0].layer).nbytes, self._bytes(group, once=True)
+        if self.min_elements is not None or after < before:
             return None
-        forms = {choice.form: stored_bytes(choice.layer.shape, choice.spec) for choice in group}
-        after, before = sum(forms.values()) + _LAYER_BYTES * len(group), _stored(group[0].layer).nbytes
-        return f"it would take about {after} bytes with its nodes and has {before} now" if after >= before else None
+        return f"it would take about {after} bytes with its nodes and has {before} now"
+
+    def _too_shared(self, root: ir.Value, group: "Sequence[_Choice]") -> str | None:
+        """Why not each of the layers that were chosen of one stored weight gets codes of its own."""
+        before, once, copies = stored_tensor(group[0].layer).nbytes, self._bytes(group, once=True), self._bytes(group)
+        if self.shared == "once" or copies == once or copies < _MOST_COPIES * before:
+            return None
+        return (
+            f"{len(group)} layers read {root.name}: codes for each would take about {copies} bytes and it has {before} "
+            f"now; `shared: once` takes {once}, but ONNX Runtime would dequantize them in each run"
+        )
+
+    def _bytes(self, group: "Sequence[_Choice]", *, once: bool = False) -> int:
+        """What the layers of a stored weight would take, with their nodes unless any size is wanted."""
+        alike = {number if choice.fusible and not once else choice.form: choice for number, choice in enumerate(group)}
+        nodes = _LAYER_BYTES * len(group) if self.min_elements is None else 0
+        return nodes + sum(stored_bytes(choice.layer.shape, choice.spec) for choice in alike.values())
 
     def _idle_patterns(self, layers: Sequence[Linear]) -> list[str]:
         given = [("include", p) for p in self.include if p != "*"] + [("exclude", p) for p in self.exclude]
@@ -159,6 +204,7 @@ class _Choice:
     layer: Linear
     spec: QuantSpec
     note: str | None
+    fusible: bool
 
     @property
     def form(self) -> Hashable:
@@ -177,32 +223,39 @@ class _Work:
     context: Context
     findings: Findings
     rule: str
+    copies: bool
     total: int
     elements: int = 0
     code_bytes: int = 0
+    copied_bytes: int = 0
     errors: list[float] = field(default_factory=list)
     unfused: int = 0
 
     def quantize(self, group: Sequence[_Choice]) -> None:
         """Quantize a stored weight for all layers that read it, once for each way in which they do."""
-        self.elements += _stored(group[0].layer).size
+        self.elements += stored_tensor(group[0].layer).size
         keys = [choice.form for choice in group]
         uses = Counter(keys)
         forms: dict[Hashable, tuple[Stored, str]] = {}
         for choice, key in zip(group, keys, strict=True):
             self.context.progress(len(self.findings.changes), self.total, choice.layer.name)
-            edit = Edit(self.rule)
+            edit, own = Edit(self.rule), choice.fusible and (self.copies or uses[key] == 1)
             if key not in forms:
-                forms[key] = self._store(edit, choice)
-            stored, what = forms[key]
-            weight = read_by(edit, choice.layer, stored, self.model.opset)
+                stored, what = forms[key] = self._store(edit, choice)
+                self.code_bytes += stored.nbytes
+            else:
+                stored, what = forms[key]
+                if own:
+                    stored = copied(edit, choice.layer, stored)
+                    self.code_bytes += stored.nbytes
+                    self.copied_bytes += stored.nbytes
+            read_by(edit, choice.layer, stored, self.model.opset)
             self.model.apply(edit)
             self.findings.change(choice.layer.name, self.rule, what)
-            self.unfused += uses[key] > 1 or not _fusible(weight)
+            self.unfused += not own
 
     def _store(self, edit: Edit, choice: _Choice) -> tuple[Stored, str]:
         quantized, error, note = _quantized(choice)
-        self.code_bytes += quantized.nbytes
         self.errors.append(error)
         self.findings.notes += [f"{choice.layer.name}: {text}" for text in (choice.note, note) if text is not None]
         what = f"{_words(quantized.spec)}, error {100 * error:.2g} %"
@@ -220,10 +273,15 @@ class _Work:
             "worst_error": max(self.errors),
             "mean_error": float(np.mean(self.errors)),
         }
+        if self.copied_bytes:
+            self.findings.notes.append(
+                f"layers that read the same weight have codes of their own, {self.copied_bytes} bytes in all: "
+                "ONNX Runtime would dequantize shared ones in each run (`shared: once`)"
+            )
         if self.unfused:
             self.findings.notes.append(
                 f"{self.unfused} layers are batched, share codes or cast them: "
-                "plain ONNX Runtime dequantizes them in each run"
+                "plain ONNX Runtime dequantizes them in each run, which may be slower than before"
             )
 
 
@@ -257,7 +315,7 @@ def _quantized(choice: _Choice) -> tuple[Quantized, float, str | None]:
 
 def _unquantizable(layer: Linear, error: ValueError) -> ModelError:
     root = layer.weight.root
-    array = _stored(layer).numpy()
+    array = stored_tensor(layer).numpy()
     finite = np.isfinite(array)
     if finite.all():
         return ModelError(f"weight {root.name} of layer {layer.name} cannot be quantized: {error}")
@@ -268,47 +326,26 @@ def _unquantizable(layer: Linear, error: ValueError) -> ModelError:
     )
 
 
-def _fitted(spec: QuantSpec, layer: Linear) -> tuple[QuantSpec, str | None]:
-    """The quantizer as far as the layer can have it, and what is to be said where that is not all the way."""
+def _fitted(spec: QuantSpec, layer: Linear, newest: int | None) -> tuple[QuantSpec, str | None]:
+    """The quantizer as far as layer and target can have it, and what is to be said where that is not all the way.
+
+    Args:
+        newest: the newest opset that the target loads; None: any.
+    """
+    note = None
     if layer.dtype == ir.DataType.FLOAT16:
         spec = spec.model_copy(update={"scale_dtype": "float16"})
     if spec.storage_bits == 2 and layer.out_features % 4:
         why = f"ONNX Runtime computes 2 bits wrongly where outputs, here {layer.out_features}, are no multiple of 4"
-        return spec.model_copy(update={"bits": 4}), f"4 bits in place of 2, as {why}"
-    return spec, None
-
-
-def _is_convolution(layer: Linear, model: Model) -> str | None:
-    if layer.kind not in ("conv", "conv_transpose"):
-        return None
-    return "runtimes have no convolution that reads quantized weights alone; they would be dequantized in each run"
-
-
-def _is_quantized(layer: Linear, model: Model) -> str | None:
-    stored = _stored(layer).dtype
-    dequantized = any(node.op_type == "DequantizeLinear" for node in layer.weight.steps)
-    return f"already quantized: stored as {stored}" if dequantized or stored not in FLOATS else None
-
-
-def _is_no_matmul(layer: Linear, model: Model) -> str | None:
-    return layer.can_be_matmul()
-
-
-def _is_default_of_input(layer: Linear, model: Model) -> str | None:
-    if not layer.weight.overridable or model.ir.ir_version < 4:
-        return None
-    return f"weight {layer.weight.root.name} is the default of a graph input, for which callers may feed another"
-
-
-def _is_in_old_subgraph(layer: Linear, model: Model) -> str | None:
-    if layer.node.graph is model.graph or model.ir.ir_version >= 4:
-        return None
-    return f"IR version {model.ir.ir_version} has no weights in subgraphs, where the codes would have to be"
-
-
-_REFUSALS: tuple[Callable[[Linear, Model], str | None], ...] = (
-    _is_convolution, _is_quantized, _is_no_matmul, _is_default_of_input, _is_in_old_subgraph,
-)  # fmt: skip
+        spec, note = spec.model_copy(update={"bits": 4}), f"4 bits in place of 2, as {why}"
+    batched = len(layer.matmul_shape) > 2
+    needed = needed_opset(spec, batched=batched)
+    for update in _OLDER_FORMATS if newest is not None and newest < needed else ():
+        wider = spec.model_copy(update=update)
+        if wider.storage_bits >= spec.storage_bits and needed_opset(wider, batched=batched) <= (newest or needed):
+            why = f"that needs opset {needed} and target.max_opset is {newest}"
+            return wider, f"{_words(wider)} in place of {_words(spec)}, as {why}"
+    return spec, note
 
 
 def _other_reader(root: ir.Value, group: Sequence[_Choice]) -> str | None:
@@ -316,7 +353,7 @@ def _other_reader(root: ir.Value, group: Sequence[_Choice]) -> str | None:
     chosen = {(choice.layer.weight.node, choice.layer.weight.index) for choice in group}
     for node, index in group[0].layer.weight.sharers:
         if (node, index) not in chosen:
-            return f"read by {node.op_type} {node.name or node.outputs[0].name}, which is not quantized"
+            return f"read by {node.op_type} {label(node)}, which is not quantized"
     outputs = (source.value for choice in group for source in choice.layer.weight.source.chain())
     return next((f"the graph output {value.name}" for value in outputs if value.is_graph_output()), None)
 
@@ -329,7 +366,7 @@ def _decline_other_weights(
     for layer in layers:
         for source in layer.weight.source.chain():
             known.update(operand.root.value for operand in source.operands if operand is not None)
-    for value, tensor in _tensors(model):
+    for value, tensor in constants(model):
         if value in known or tensor.dtype not in FLOATS or len(tensor.shape) < 2:
             continue
         columns = tensor.shape.numpy()[-1]
@@ -345,13 +382,6 @@ def _matches(layer: Linear, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
-def _fusible(weight: ir.Value) -> bool:
-    """Whether ONNX Runtime makes one operator (MatMulNBits) of a product with this weight."""
-    producer = weight.producer()
-    is_matrix = weight.shape is not None and weight.shape.rank() == 2
-    return is_matrix and producer is not None and producer.op_type == "DequantizeLinear"
-
-
 def _words(spec: QuantSpec) -> str:
     block = "per column" if spec.block_size is None else f"block {spec.block_size}"
     return f"{spec.bits} bit, {block}{'' if spec.symmetric else ', zero points'}"
@@ -359,23 +389,3 @@ def _words(spec: QuantSpec) -> str:
 
 def _attributes(node: ir.Node) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, repr(attribute.value)) for name, attribute in node.attributes.items()))
-
-
-def _stored(layer: Linear) -> ir.TensorProtocol:
-    """The tensor at the beginning of the weight's chain."""
-    return layer.weight.source.root.tensor
-
-
-def _tensors(model: Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
-    """All constants: initializers, and what Constant nodes hold."""
-    made = (node.outputs[0] for node in model.nodes() if node.op_type == "Constant")
-    for value in chain(model.weights(), made):
-        tensor = constant_tensor(value)
-        if tensor is not None:
-            yield value, tensor
-
-
-def _weight_sizes(model: Model) -> tuple[int, int]:
-    """Bytes of all constants, and elements of those in floating point."""
-    sized = [tensor for _, tensor in _tensors(model) if tensor.dtype != ir.DataType.STRING]
-    return sum(tensor.nbytes for tensor in sized), sum(tensor.size for tensor in sized if tensor.dtype in FLOATS)

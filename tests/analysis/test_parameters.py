@@ -116,6 +116,21 @@ def test_the_bias_of_an_own_operator_is_known_by_its_name_in_the_body() -> None:
     assert params(model) == {"w": 4, "s": 0, "b": 3}
 
 
+@pytest.mark.parametrize(("domain", "count"), [("mine", 6), (OWN, 0)])
+def test_constants_of_functions_count_once_and_those_of_own_functions_are_formulas(domain: str, count: int) -> None:
+    table = onnx.helper.make_node(
+        "Constant", [], ["t"], value=onnx.numpy_helper.from_array(np.ones((2, 3), np.float32))
+    )
+    body = [table, onnx.helper.make_node("MatMul", ["a", "t"], ["b"])]
+    imports = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid(domain, 1)]
+    function = onnx.helper.make_function(domain, "F", ["a"], ["b"], body, imports[:1])
+    calls = [onnx.helper.make_node("F", ["x"], [name], domain=domain) for name in ("y", "z")]
+    values = [onnx.helper.make_tensor_value_info(name, 1, None) for name in ("x", "y", "z")]
+    graph = onnx.helper.make_graph(calls, "g", values[:1], values[1:])
+    model = load(onnx.helper.make_model(graph, functions=[function], opset_imports=imports))
+    assert [(constant.params, constant.nbytes) for constant in stored(model)] == [(count, 24)]
+
+
 @pytest.mark.parametrize("dtype", ["INT4", "UINT2", "FLOAT8E4M3FN", "BFLOAT16", "INT8", "FLOAT4E2M1"])
 def test_bytes_are_those_of_the_file(dtype: str) -> None:
     kind = ir.DataType[dtype]

@@ -1,5 +1,7 @@
 """Regions: a part of a model, run by itself, gives what it gives inside the whole."""
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,14 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 from onnxopt import models
 from onnxopt.analysis.regions import around, region_inputs, region_model, region_outputs
 from onnxopt.model import Model, load
+from onnxopt.models.builders import RARE
+
+plain = runpy.run_path(str(Path(__file__).parents[1] / "semantic.py"))["plain"]
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 
@@ -122,3 +128,59 @@ def test_around_walks_outwards_and_does_not_recurse() -> None:
     place = {node: at for at, node in enumerate(nodes)}
     assert len(walk) == 3000
     assert [abs(place[node] - 1500) for node in walk[:5]] == [0, 1, 1, 2, 2]
+
+
+def _opaque_attributes() -> dict[str, onnx.AttributeProto]:
+    """Attributes that onnx-ir cannot hold."""
+    tensor, index = numpy_helper.from_array(np.float32([1, 2])), numpy_helper.from_array(np.int64([0, 3]))
+    sparse = onnx.helper.make_sparse_tensor(tensor, index, [4])
+    floats = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+    contents = {
+        "sparse": sparse, "sparses": [sparse], "map": onnx.helper.make_map_type_proto(onnx.TensorProto.STRING, floats),
+        "bytes": b"\xff\xfe", "lists": [b"a", b"\xff"],
+    }  # fmt: skip
+    return {name: onnx.helper.make_attribute(name, content) for name, content in contents.items()}
+
+
+def _mysterious() -> onnx.ModelProto:
+    """Such attributes on a node of the main graph and on two of a branch inside a branch."""
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "org.example" : 1]>
+    g (bool c, float[2] x) => (float[2] y)
+    { a = org.example.Mystery (x)
+      b = If (c) <then_branch = t () => (float[2] p) {
+          p = If (c) <then_branch = tt () => (float[2] q) { o = org.example.Mystery (x) q = org.example.Mystery (o) },
+                      else_branch = te () => (float[2] r) { r = Neg (x) }> },
+        else_branch = e () => (float[2] s) { s = Abs (x) }>
+      y = Add (a, b) }""")
+    inner = proto.graph.node[1].attribute[0].g.node[0].attribute[0].g.node
+    opaque = _opaque_attributes()
+    proto.graph.node[0].attribute.extend(opaque.values())
+    inner[0].attribute.extend([opaque["sparse"], opaque["map"]])
+    inner[1].attribute.extend([opaque["bytes"], opaque["lists"]])
+    return proto
+
+
+@pytest.mark.parametrize("name", [*RARE, "mysterious"])
+def test_nodes_come_along_with_all_that_they_say(name: str) -> None:
+    proto = _mysterious() if name == "mysterious" else RARE[name]()
+    model = load(proto)
+    whole, part = model.proto(), region_model(model, list(model.graph), {}).proto()
+    assert list(map(plain, part.graph.node)) == list(map(plain, whole.graph.node))
+    again = model.proto()
+    assert again.SerializeToString(deterministic=True) == whole.SerializeToString(deterministic=True)
+
+
+def test_weights_of_a_branch_come_along_from_their_file(tmp_path: Path) -> None:
+    weight = np.float32([3, 4])
+    model = parsed("""g (bool c, float[2] x) => (float[2] y)
+    { y = If (c) <then_branch = t () => (float[2] p) <float[2] w = {0, 0}> { p = Add (x, w) },
+                  else_branch = e () => (float[2] r) { r = Identity (x) }> }""")
+    (graph,) = [graph for graph in model.graph.subgraphs() if graph.initializers]
+    (tmp_path / "w.bin").write_bytes(weight.tobytes())
+    graph.initializers["w"].const_value = ir.ExternalTensor(
+        "w.bin", 0, weight.nbytes, ir.DataType.FLOAT, shape=ir.Shape([2]), name="w", base_dir=tmp_path
+    )
+    region = region_model(model, list(model.graph), {})
+    (copy,) = [graph for graph in region.graph.subgraphs() if graph.initializers]
+    assert copy.initializers["w"].const_value is not None
+    np.testing.assert_array_equal(copy.initializers["w"].const_value.numpy(), weight)

@@ -14,6 +14,7 @@ import pytest
 from onnxopt.analysis.shapes import infer, observation, observed_from
 from onnxopt.errors import ModelError
 from onnxopt.model import Model, load
+from onnxopt.models.builders import RARE
 
 Array = npt.NDArray[np.generic]
 
@@ -311,3 +312,22 @@ def test_a_chain_of_20000_nodes(backwards: bool) -> None:
     assert shapes.concrete(value) == (3, 4)
     assert shapes.unknown() == []
     assert seconds < 3
+
+
+def test_attributes_that_onnx_ir_cannot_hold_do_not_stop_inference() -> None:
+    constant = infer(load(RARE["sparse-constant"]()))
+    assert (constant.of("w"), constant.dtype("w")) == ((4, 5), ir.DataType.FLOAT)
+    proto = onnx.parser.parse_model(
+        HEAD
+        + """g (bool c, float[2] x) => (float[n] y) {
+        a = com.example.Mystery (x)
+        y = If (c) <then_branch = t () => (float[k] p) { b = com.example.Mystery (x) p = Neg (x) },
+                    else_branch = e () => (float[k] r) { r = Abs (x) }> }"""
+    )
+    floats = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+    odd = [b"\xff", [b"a", b"\xff"], onnx.helper.make_map_type_proto(onnx.TensorProto.STRING, floats)]
+    for node in (proto.graph.node[0], proto.graph.node[1].attribute[0].g.node[0]):
+        node.attribute.extend(onnx.helper.make_attribute(f"odd{i}", content) for i, content in enumerate(odd))
+    shapes = infer(load(proto))
+    assert shapes.failure is None
+    assert shapes.of("y") == (2,)

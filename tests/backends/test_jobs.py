@@ -2,6 +2,7 @@
 
 import os
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -63,6 +64,25 @@ def test_load_check_measures_memory(worker, matmul):
     assert report.peak_bytes > 0.8 * size
     small = worker.call(jobs.load_check, matmul("small.onnx"), REFERENCE)
     assert small.peak_bytes < 0.5 * size
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux resets the peak")
+def test_the_first_model_of_a_process_is_not_charged_for_imports(matmul):
+    with Worker() as fresh:
+        report = fresh.call(jobs.load_check, matmul(), REFERENCE)
+    assert report.peak_bytes < 10e6
+    assert report.seconds < 0.3
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux resets the peak")
+def test_footprint_holds_a_run(matmul):
+    rows = np.ones((2_000_000, 3), np.float32)
+    with Worker() as fresh:
+        loaded = fresh.call(jobs.footprint, matmul(), X)
+        ran = fresh.call(jobs.footprint, matmul(), {"x": rows})
+    assert loaded.peak_bytes < 10e6
+    assert ran.peak_bytes > 0.9 * rows.nbytes
+    assert ran.inputs == loaded.inputs
 
 
 def test_latency_in_the_worker(worker, matmul):
@@ -130,6 +150,47 @@ def test_no_session_is_kept_while_memory_is_scarce(matmul, monkeypatch):
     jobs.sessions.get(other, REFERENCE)
     monkeypatch.undo()
     assert jobs.sessions.get(path, REFERENCE) is not first
+
+
+def test_sessions_are_kept_as_long_as_they_leave_room(matmul, monkeypatch):
+    """Three models of one size: with room for one session beside those that are open, the oldest makes way."""
+    paths = [matmul(f"{index}.onnx", size=64) for index in range(3)]
+    needed = machine.session_bytes(paths[0].stat().st_size)
+    first, second = (jobs.sessions.get(path, REFERENCE) for path in paths[:2])
+    room = iter([False, True])
+    monkeypatch.setattr(machine, "has_room", lambda asked: asked == needed and next(room))
+    jobs.sessions.get(paths[2], REFERENCE)
+    monkeypatch.undo()
+    assert jobs.sessions.get(paths[1], REFERENCE) is second
+    assert jobs.sessions.get(paths[0], REFERENCE) is not first
+
+
+def test_external_data_count_as_the_session_s_memory(build, tmp_path, monkeypatch):
+    model = build([helper.make_node("Mul", ["x", "w"], ["y"])], weights={"w": np.ones(3, np.float32)})
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="weights.bin")
+    weight.external_data.add(key="length", value="12")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    (tmp_path / "weights.bin").write_bytes(bytes(10**6))
+    asked = []
+    monkeypatch.setattr(machine, "has_room", lambda needed: asked.append(needed) or True)
+    jobs.sessions.get(path, REFERENCE)
+    jobs.sessions.get(path, SessionMode.NOISE_ALL)
+    assert asked == [machine.session_bytes(10**6 + path.stat().st_size)]
+
+
+def test_sessions_of_files_that_are_gone_or_replaced_are_closed(matmul):
+    kept, gone, replaced = (matmul(name) for name in ("kept.onnx", "gone.onnx", "replaced.onnx"))
+    session = jobs.sessions.get(kept, REFERENCE)
+    ended = [weakref.ref(jobs.sessions.get(path, REFERENCE)) for path in (gone, replaced)]
+    gone.unlink()
+    matmul("replaced.onnx", factor=3)
+    jobs.sessions.get(replaced, SessionMode.NOISE_ALL)
+    assert [each() for each in ended] == [None, None]
+    assert jobs.sessions.get(kept, REFERENCE) is session
 
 
 def test_load_check_is_alone_in_memory_and_keeps_its_session(matmul):

@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from onnxopt import models
+from onnxopt.backends import worker
+from onnxopt.backends.jobs import latency
 from onnxopt.cli import main
 from onnxopt.models.builders import Sketch
 
@@ -72,6 +75,43 @@ def spawn() -> Cli:
         return Ran(ran.returncode, ran.stdout, ran.stderr)
 
     return call
+
+
+@pytest.fixture(scope="package", autouse=True)
+def warm_workers() -> Iterator[None]:
+    """Commands called in this process share worker processes, and time models briefly: most of a small run's seconds.
+
+    What starts and ends with a run of its own is tested with `spawn`, and in `tests/backends`.
+    """
+
+    class Kept(worker._Process):
+        def __init__(self, threads: int | None, memory_limit: int | None) -> None:
+            super().__init__(threads, memory_limit)
+            self.settings = threads, memory_limit
+
+        def end(self) -> None:
+            idle.setdefault(self.settings, []).append(self)
+
+    idle: dict[tuple[int | None, int | None], list[Kept]] = {}
+
+    def started(threads: int | None, memory_limit: int | None) -> Kept:
+        waiting = [process for process in idle.pop((threads, memory_limit), []) if process.alive()]
+        found = waiting.pop() if waiting else Kept(threads, memory_limit)
+        idle[threads, memory_limit] = waiting
+        return found
+
+    def called(self: worker.Worker, function: Any, *arguments: Any, **options: Any) -> Any:
+        if function is latency:
+            options["seconds"] = min(0.2, options.get("seconds", 0.2))
+        return call(self, function, *arguments, **options)
+
+    call = worker.Worker.call
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "_Process", started)
+        patch.setattr(worker.Worker, "call", called)
+        yield
+    for process in (process for waiting in idle.values() for process in waiting):
+        super(Kept, process).end()
 
 
 @pytest.fixture(scope="session")

@@ -44,15 +44,23 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
+def outside_work(found: dict[str, bytes | None]) -> dict[str, bytes | None]:
+    """The same without the work folder, which stays where a run can go on later."""
+    return {name: content for name, content in found.items() if not name.startswith("out.onnx.work")}
+
+
 @pytest.fixture
 def refused(cli: Cli, folder: Path) -> Refused:
     """Run a command that must be refused with an exit code; the line that it prints."""
 
-    def call(code: int, *arguments: object) -> str:
+    def call(code: int, *arguments: object, resumable: bool = False) -> str:
         before = snapshot(folder)
         ran = cli(*arguments)
-        assert snapshot(folder) == before, "something was written"
-        return ran.refusal(code)
+        after = snapshot(folder)
+        assert (outside_work(after) if resumable else after) == before, "something was written"
+        line: str = ran.refusal(code)
+        assert ("out.onnx.work" in after) is ("--resume goes on" in line) is resumable
+        return line
 
     return call
 
@@ -459,7 +467,9 @@ def test_report_that_cannot_be_written(refused: Refused, folder: Path, old: byte
     assert "cannot write the report into x.npz/report" in line
 
 
-def test_disk_full_while_saving(refused: Refused, folder: Path, kept: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_full_while_saving(
+    cli: Cli, refused: Refused, folder: Path, kept: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = serialization._write_model
 
     def full(skeleton: Any, plan: Any, file: Any) -> None:
@@ -468,9 +478,12 @@ def test_disk_full_while_saving(refused: Refused, folder: Path, kept: bytes, mon
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(skeleton, plan, file)
 
-    monkeypatch.setattr(serialization, "_write_model", full)
-    line = refused(3, *run(model="tiny.onnx"))
+    with monkeypatch.context() as patch:
+        patch.setattr(serialization, "_write_model", full)
+        line = refused(3, *run(model="tiny.onnx"), resumable=True)
     assert "out.onnx: the disk is full; what was there before is unchanged" in line
+    assert cli(*run(*CLEAN, "--resume", model="tiny.onnx")).code == 0
+    assert not (folder / "out.onnx.work").exists()
 
 
 def test_disk_full_while_working(refused: Refused, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,7 +491,7 @@ def test_disk_full_while_working(refused: Refused, folder: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(serialization, "_write_model", full)
-    assert "the disk is full" in refused(3, *run(model="tiny.onnx"))
+    assert "the disk is full" in refused(3, *run(model="tiny.onnx"), resumable=True)
 
 
 @pytest.mark.parametrize("limit", [100, 20_000], ids=["nothing fits", "the model does not fit"])
@@ -489,6 +502,7 @@ def test_files_that_may_not_grow(spawn: Cli, folder: Path, tiny: Tiny, limit: in
     before = snapshot(folder)
     first = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
     ran = spawn(*run(model="large.onnx"), first=first)
-    assert snapshot(folder) == before
+    assert outside_work(snapshot(folder)) == before
+    assert (folder / "out.onnx.work").exists() is ("--resume goes on" in ran.err)
     assert "too large" in ran.refusal(ran.code).lower()
     assert ran.code in {1, 3}

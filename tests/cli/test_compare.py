@@ -1,7 +1,9 @@
 """`onnxopt compare A B`."""
 
 import json
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,13 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxopt.backends.jobs import latency
+from onnxopt.backends.timing import Latency, Ratio
+from onnxopt.backends.worker import Worker
 from onnxopt.models.builders import Sketch
 
 Cli = Callable[..., Any]
+Tiny = Callable[..., onnx.ModelProto]
 
 
 @pytest.fixture
@@ -30,14 +36,53 @@ def test_the_same(cli: Cli, pair: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
     found = json.loads(ran.out, parse_constant=pytest.fail)
     assert [drift["relative_l2"] for drift in found["outputs"]] == [0.0]
+    for facts in (found["a"], found["b"]):
+        assert facts.pop("latency_ms") > 0
     assert found["a"] == found["b"]
+    assert {key: value for key, value in found["b_to_a"].items() if key != "latency_ms"} == dict.fromkeys(found["a"], 1)
+
+
+def test_ratios_are_b_to_a_as_those_of_a_run_are_after_to_before(cli: Cli, folder: Path, tiny: Tiny) -> None:
+    onnx.save(tiny(80), "wide.onnx")
+    found = json.loads(cli("compare", "tiny.onnx", "wide.onnx", "--shape", "x:4,8", "--json").out)
+    assert (found["a"]["parameters"], found["b"]["parameters"]) == (8 * 8, 8 * 80)
+    assert found["b_to_a"]["parameters"] == found["b_to_a"]["macs"] == 10
+    ran = cli("compare", "tiny.onnx", "wide.onnx")
+    assert re.search(r"^ +A +B +B/A$", ran.out, re.MULTILINE)
+    assert re.search(r"^parameters +64 +640 +x10\.00$", ran.out, re.MULTILINE)
+
+
+def test_latency_ratio(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(*_: object) -> list[Latency]:
+        return [Latency(s, s, s, s, 1, Ratio(s / 2, s / 2, s / 2)) for s in (2.0, 1.0)]
+
+    real = Worker.call
+    monkeypatch.setattr(
+        Worker, "call", lambda self, job, *args, **named: (half if job is latency else partial(real, self, job))(*args)
+    )
+    found = json.loads(cli("compare", "tiny.onnx", "tiny.onnx", "--json").out)
+    assert (found["a"]["latency_ms"], found["b"]["latency_ms"], found["b_to_a"]["latency_ms"]) == (2000, 1000, 0.5)
+    assert "x0.50" in cli("compare", "tiny.onnx", "tiny.onnx").out
+
+
+def test_sizes_that_the_models_take(cli: Cli, folder: Path) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", [None, None])
+    window = sketch.node("Slice", x, *(sketch.weight(n, np.array([v])) for n, v in zip("sea", (0, 40, 1), strict=True)))
+    sketch.output(sketch.node("MatMul", window, sketch.random("w", 40, 3)), [None, 3])
+    onnx.save(sketch.model(), "long.onnx")
+    ran = cli("compare", "long.onnx", "long.onnx", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["sizes"] == {"x": [2, 64]}
+    assert "float32 [?, ?]" in cli("compare", "long.onnx", "long.onnx", "--shape", "x:2").refusal(3)
+    assert "MatMul" in cli("compare", "long.onnx", "long.onnx", "--shape", "x:2,30").refusal(3)
 
 
 def test_drift(cli: Cli, pair: Path) -> None:
     found = json.loads(cli("compare", "tiny.onnx", "other.onnx", "--data", "x.npz", "--json").out)
     assert found["outputs"][0]["output"] == "y"
     assert found["outputs"][0]["relative_l2"] == pytest.approx(0.1, rel=1e-3)
-    assert "1.00e-01" in cli("compare", "tiny.onnx", "other.onnx").out
+    assert "1.0e-01" in cli("compare", "tiny.onnx", "other.onnx").out
 
 
 def test_tolerance(cli: Cli, pair: Path) -> None:

@@ -1,16 +1,19 @@
 """`onnxopt inspect`: facts about any model that can be read."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from onnxopt import models
 from onnxopt.cli import inspect
 from onnxopt.models import builders
+from onnxopt.models.builders import Sketch
 
 Cli = Callable[..., Any]
 
@@ -36,6 +39,56 @@ def test_text(cli: Cli, digits: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
     for part in ("inputs", "outputs", "operators", "largest weights", "dynamic dimensions", "images", "Conv"):
         assert part in ran.out
+
+
+def constant(name: str, *shape: int) -> onnx.NodeProto:
+    """A Constant node of ones."""
+    tensor = onnx.numpy_helper.from_array(np.ones(shape, np.float32), name)
+    return onnx.helper.make_node("Constant", [], [name], value=tensor)
+
+
+def test_weights_in_constants_of_graphs_subgraphs_and_functions(cli: Cli, folder: Path) -> None:
+    helper, float_ = onnx.helper, onnx.TensorProto.FLOAT
+    node, info = helper.make_node, helper.make_tensor_value_info
+    branches = {
+        f"{branch}_branch": helper.make_graph(
+            [constant(f"{branch}_w", 3, size), node("MatMul", ["h", f"{branch}_w"], [f"{branch}_y"])],
+            branch, [], [info(f"{branch}_y", float_, None)],
+        )
+        for branch, size in (("then", 5), ("else", 6))
+    }  # fmt: skip
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("mine", 1)]
+    scaled = helper.make_function(
+        "mine", "Scaled", ["a"], ["b"], [constant("f_w", 7, 3), node("MatMul", ["a", "f_w"], ["b"])], opsets[:1]
+    )
+    graph = helper.make_graph(
+        [
+            constant("main_w", 4, 7), node("MatMul", ["x", "main_w"], ["g"]),
+            node("Scaled", ["g"], ["h"], domain="mine"), node("If", ["c"], ["y"], **branches),
+        ],
+        "g", [info("x", float_, [None, 4]), info("c", onnx.TensorProto.BOOL, [])], [info("y", float_, None)],
+    )  # fmt: skip
+    model = helper.make_model(graph, functions=[scaled], opset_imports=opsets, ir_version=8)
+    onnx.save(model, "constants.onnx")
+    found = json.loads(cli("inspect", "constants.onnx", "--json").out)
+    sizes = {"main_w": 28, "f_w": 21, "else_w": 18, "then_w": 15}
+    assert {weight["name"]: weight["bytes"] for weight in found["largest_weights"]} == {
+        name: 4 * size for name, size in sizes.items()
+    }
+    assert (found["parameters"], found["weight_bytes"]) == (sum(sizes.values()), 4 * sum(sizes.values()))
+    assert found["loads"] is True
+    assert "main_w  FLOAT  [4, 7]  112 B" in cli("inspect", "constants.onnx").out
+
+
+def test_dynamic_dimensions_without_a_name(cli: Cli, folder: Path) -> None:
+    sketch = Sketch()
+    x, state = sketch.input("x", [None, None, "t"]), sketch.input("state", [2, None])
+    sketch.output(sketch.node("Relu", x), [None, None, "t"])
+    sketch.output(sketch.node("Relu", state), [2, None])
+    onnx.save(sketch.model(), "open.onnx")
+    found = json.loads(cli("inspect", "open.onnx", "--json").out)
+    assert found["dynamic_dimensions"] == ["t", "x[0]", "x[1]", "state[1]"]
+    assert re.search(r"^dynamic dimensions +t, x\[0\], x\[1\], state\[1\]$", cli("inspect", "open.onnx").out, re.M)
 
 
 def test_history_of_an_optimized_file(cli: Cli, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """`onnxopt run`: where recipes and data come from, what is written and printed, and when nothing is done."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from onnxopt.models.builders import Sketch
+from onnxopt.passing import pass_class
 
 Cli = Callable[..., Any]
 Tiny = Callable[..., onnx.ModelProto]
@@ -163,6 +165,67 @@ def test_a_metric_from_the_command_line(cli: Cli, code: Path) -> None:
     given = (*RUN, "-r", "r.yaml", "--dry-run", "--metric")
     assert cli(*given, f"{code.stem}:score").code == 0
     assert cli(*given, f"{code.stem}:no").code == 3
+
+
+# What is printed
+
+
+def test_dry_run_shows_every_option(cli: Cli, folder: Path) -> None:
+    given = (*RUN, *CLEAN, "-p", "quantize-weights:block_size=64", "--dry-run")
+    lines = cli(*given).out.splitlines()
+    (line,) = [line for line in lines if line.startswith("quantize-weights")]
+    assert re.match(r"quantize-weights +quantize +lossy +", line)
+    assert " bits=4 " in line, "a default"
+    assert " block_size=64* " in line, "what was given"
+    assert any(re.match(r"fold-constants +clean +exact +max_growth=", line) for line in lines)
+    last = json.loads(cli(*given, "--json").out)["plan"][-1]
+    assert set(last["options"]) == set(pass_class("quantize-weights").model_fields)
+    assert (last["contract"], last["phase"], last["changed_options"]) == ("lossy", "quantize", ["block_size"])
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"), [((), True), (("--set", "limits.drift=3"), False), (("--eval-data", "x.npz"), False)]
+)
+def test_a_large_drift_that_nobody_judges(cli: Cli, folder: Path, given: tuple[str, ...], warned: bool) -> None:
+    metric = ("--metric", "relative_l2") if "--eval-data" in given else ()
+    ran = cli(*RUN, "-p", "quantize-weights:bits=2,min_elements=1", "--accept-loss", "--data", "x.npz", *given, *metric)
+    assert ran.code == 0, ran.err
+    drift = report()["deployed_drift"]
+    assert drift > 0.3
+    line = f"WARNING: outputs changed by {drift:.0%} (relative L2) and nothing says whether that is too much: "
+    assert (f"{line}give --eval-data and --metric, or limits\n" in ran.out) is warned
+    assert ("WARNING" in ran.out) is warned
+
+
+def test_no_drift_is_below_what_can_be_told(cli: Cli, folder: Path) -> None:
+    ran = cli(*RUN, *CLEAN)
+    assert "drift (relative L2): < 1e-6, as deployed < 1e-6\n" in ran.out
+    assert "WARNING" not in ran.out
+
+
+# Sizes of random inputs
+
+
+def test_sizes_that_the_model_takes_are_found(cli: Cli, folder: Path) -> None:
+    """As in a recurrent network of audio: [batch, samples] beside a state [layers, batch, width], none named."""
+    sketch = Sketch()
+    x, state = sketch.input("x", [None, None]), sketch.input("state", [2, None, 3])
+    window = sketch.node("Slice", x, *(sketch.weight(n, np.array([v])) for n, v in zip("sea", (0, 40, 1), strict=True)))
+    hidden = sketch.node("MatMul", window, sketch.random("w", 40, 3))
+    sketch.output(sketch.node("Add", sketch.node("Identity", hidden), state), [2, None, 3])
+    onnx.save(sketch.model(), "long.onnx")
+    given = ("run", "long.onnx", "-o", "out.onnx", *CLEAN)
+    ran = cli(*given)
+    assert ran.out.startswith("verified end to end on synthetic data\n"), ran.out
+    sizes = "x [2, 64], state [2, 2, 3]"
+    assert f"note: the original does not run on random inputs of the usual sizes, but on these: {sizes}\n" in ran.out
+    assert report()["sizes"] == {"x": [2, 64], "state": [2, 2, 3]}
+    assert "is up to date" in cli(*given, "--if-changed").out
+    assert cli(*given, "--data", "synthetic").out.startswith("verified end to end on synthetic data\n")
+    assert report()["sizes"] == {"x": [2, 64], "state": [2, 2, 3]}
+    assert cli(*given, "--shape", "x:2,30").out.startswith(
+        "UNVERIFIED END TO END: the original fails on synthetic data"
+    )
 
 
 # Where things go

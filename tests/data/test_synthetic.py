@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxopt.data import Dataset, open_data, synthetic
+from onnxopt.data import Dataset, fitting, open_data, synthetic
 from onnxopt.data.synthetic import input_shapes
 from onnxopt.errors import DataError
 
@@ -113,3 +113,43 @@ def test_it_repeats_and_says_what_it_is(sign: Any) -> None:
 
 def test_a_model_without_inputs(sign: Any) -> None:
     assert [batch.feeds for batch in make(sign(), samples=1).batches()] == [{}]
+
+
+def tried(signature: Any, given: Any = None, fits: Any = lambda shapes: False) -> tuple[list[Any], Any]:
+    """The shapes that `fitting` tries, one after another, and what it gives."""
+    seen: list[Any] = []
+
+    def runs(feeds: Any) -> bool:
+        seen.append({name: array.shape for name, array in feeds.items()})
+        return bool(fits(seen[-1]))
+
+    return seen, fitting(signature, given, None, runs)
+
+
+def test_the_first_sizes_that_a_model_takes(sign: Any) -> None:
+    signature = sign(x=("FLOAT", [None, "T"]), state=("FLOAT", [2, None, 8]), again=("INT64", ["T"]))
+    seen, found = tried(signature, fits=lambda s: s["x"][1] >= 200 and s["state"][1] == s["x"][0] == 1)
+    assert found == seen[-1] == {"x": (1, 224), "state": (2, 1, 8), "again": (224,)}
+    assert {"x": (2, 16), "state": (2, 16, 8), "again": (16,)} not in seen, "the default, which was tried before"
+    assert {"x": (2, 16), "state": (2, 2, 8), "again": (16,)} in seen
+    assert all(shapes["x"][1] == shapes["again"][0] for shapes in seen), "one symbol, one size"
+    assert [shapes["x"][1] for shapes in seen] == sorted(shapes["x"][1] for shapes in seen)
+    assert len({str(shapes) for shapes in seen}) == len(seen)
+
+
+def test_sizes_that_are_given_stay(sign: Any) -> None:
+    signature = sign(x=("FLOAT", ["N", "T"]), y=("FLOAT", [None, 3]))
+    seen, found = tried(signature, {"x": (7, 5)})
+    assert found is None
+    assert [shapes["y"] for shapes in seen] == [(1, 3)]
+    assert {shapes["x"] for shapes in seen} == {(7, 5)}
+
+
+def test_nothing_is_tried_where_nothing_is_open(sign: Any) -> None:
+    assert tried(sign(x=("FLOAT", [2, 3]), n=("INT64", []))) == ([], None)
+
+
+def test_huge_inputs_are_not_tried(sign: Any) -> None:
+    seen, _ = tried(sign(x=("FLOAT", [None, None, None, None])))
+    assert max(np.prod(shapes["x"]) for shapes in seen) <= 2**24
+    assert (2, 128, 128, 128) in [shapes["x"] for shapes in seen]

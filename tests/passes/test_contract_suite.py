@@ -45,6 +45,10 @@ HOMES = {
     "inline-functions": "nested-functions", "lift-constants": "stored-constant", "fold-constants": "stored-cast",
     "eliminate-identity": "stored-identity", "upgrade-opset": "double-constant", "eliminate-dead": "odd-initializers",
     "fold-batchnorm": "digits-cnn", "clean": "digits-cnn",
+    "fold-scale": "redundant-layers", "fold-shapes": "redundant-layers", "inline-if": "redundant-control-flow",
+    "prune-bodies": "redundant-control-flow", "fuse-gemm": "scan", "unlist-initializers": "initializers-as-inputs",
+    "eliminate-noops": "chains", "eliminate-common": "chains", "merge-chains": "chains", "merge-transposes": "chains",
+    "merge-arithmetic": "chains", "merge-pads": "chains", "deduplicate-weights": "chains",
 }  # fmt: skip
 """A graph on which the pass has something to do; elsewhere the transformer."""
 

@@ -9,9 +9,9 @@ from onnxopt.analysis.linear.layer import Kind, Linear, Parameter, is_vector
 from onnxopt.analysis.linear.layouts import Dense, Filters, Geometry
 from onnxopt.analysis.linear.sources import Source, Sources
 from onnxopt.analysis.linear.steps import FLOATS
-from onnxopt.analysis.structure import bodies
 from onnxopt.errors import Declined
 from onnxopt.model import Model
+from onnxopt.nodes import bodies, label
 
 RULE = "linear"
 """The rule that declines, in `Declined`."""
@@ -38,7 +38,7 @@ def find_linears(model: Model) -> tuple[list[Linear], list[Declined]]:
         if isinstance(result, Linear):
             found.append(result)
         else:
-            declined.append(Declined(node.name or node.outputs[0].name or "", RULE, result))
+            declined.append(Declined(label(node), RULE, result))
     return found, declined
 
 

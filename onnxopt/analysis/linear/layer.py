@@ -15,6 +15,7 @@ from onnxopt.analysis.linear.sources import Source, Use
 from onnxopt.analysis.linear.steps import Array
 from onnxopt.edit import Edit
 from onnxopt.errors import ModelError
+from onnxopt.nodes import label
 
 Kind = Literal["matmul", "gemm", "conv", "conv_transpose"]
 Store = Callable[[Array, ir.DataType], ir.TensorProtocol]
@@ -136,7 +137,7 @@ class Linear:
     @property
     def name(self) -> str:
         """The node's name, or its output's where it has none."""
-        return self.node.name or self.node.outputs[0].name or ""
+        return label(self.node)
 
     @property
     def dtype(self) -> ir.DataType:

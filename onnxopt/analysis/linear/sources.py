@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxopt.analysis.linear.steps import Array, Form, Step, step_of
 from onnxopt.analysis.structure import constant_tensor
 from onnxopt.errors import ModelError
+from onnxopt.nodes import label
 
 Use = tuple[ir.Node, int]
 """A node and the index of its input."""
@@ -158,12 +159,12 @@ class Sources:
         if node is None:
             return _unmade(value)
         if step_of(node) is None:
-            return f"is computed by {node.op_type} ({node.name})" if node.op_type != "Constant" else "is sparse"
+            return f"is computed by {node.op_type} ({label(node)})" if node.op_type != "Constant" else "is sparse"
         return self._behind(value, node)
 
     def _behind(self, value: ir.Value, node: ir.Node) -> Source | str:
         step = _step(node)
-        here = f"comes from {node.op_type} ({node.name})"
+        here = f"comes from {node.op_type} ({label(node)})"
         operands: list[Source | None] = []
         for need in step.constant_inputs(node):
             source = None if need is None else self._found.get(need, "is on a cycle")

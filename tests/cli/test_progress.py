@@ -1,0 +1,96 @@
+"""Progress: a bar on a terminal, lines anywhere else, nothing where nothing is asked for."""
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from onnxopt.cli.progress import progress
+from onnxopt.settings import Progress
+
+EVENTS = (
+    Progress(0, 2, "checking the original"), Progress(0, 2, "clean"), Progress(1, 2, "quantize"),
+    Progress(1, 2, "quantize", 3, 7, "layer[3]"), Progress(2, 2, "measuring"),
+)  # fmt: skip
+
+
+class Stream(io.StringIO):
+    """Standard error as a terminal, or as a file."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.fixture
+def logged() -> Iterator[logging.StreamHandler[Stream]]:
+    """The root logger's handler on the standard error of the moment."""
+    handler: logging.StreamHandler[Stream] = logging.StreamHandler(Stream(False))
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, stream: Stream) -> str:
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress(silent=False) as tell:
+        assert tell is not None
+        for event in EVENTS:
+            tell(event)
+        logging.getLogger().warning("something happened")
+    return stream.getvalue()
+
+
+def test_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(monkeypatch, Stream(False)).splitlines()[:4] == [
+        "[1/2] checking the original", "[1/2] clean", "[2/2] quantize", "[2/2] measuring",
+    ]  # fmt: skip
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert "[2/2] quantize\n" in told(monkeypatch, Stream(True))
+
+
+def test_bars(monkeypatch: pytest.MonkeyPatch, logged: logging.StreamHandler[Stream]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Stream(True)
+    before = logged.stream
+    logged.setStream(stream)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told(monkeypatch, stream))
+    assert "2/2" in shown
+    assert "measuring" in shown
+    assert "\nsomething happened\n" in shown.replace("\r", "\n"), "log lines stand above the bars"
+    assert stream.getvalue().endswith("\x1b[2K"), "the bars are wiped out"
+    assert logged.stream is stream, "afterwards log lines go where they went before"
+    logged.setStream(before)
+    assert sys.stderr is stream
+
+
+def test_bars_are_wiped_out_before_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Stream(True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert stream.getvalue().endswith("\x1b[2K")
+    assert sys.stderr is stream
+
+
+def interrupted() -> None:
+    with progress(silent=False) as tell:
+        assert tell is not None
+        tell(EVENTS[0])
+        raise KeyboardInterrupt
+
+
+def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Stream(True))
+    with progress(silent=True) as tell:
+        assert tell is None
