@@ -256,6 +256,10 @@ def test_half_of_a_rewrite_that_cannot_be_run_breaks_nothing(monkeypatch: pytest
     found = compared(folded(FOLDED, 1), folded(through, 2))
     assert (found.broken, found.unchecked, found.why) == ([], 2, "its weights are too large to run")
     assert compared(folded(FOLDED, 1), folded(FOLDED.replace("Neg", "Abs"), 1)).broken
+    alone = FOLDED.replace("a = MatMul (x, w)", "b = Neg (x)  a = MatMul (b, w)")
+    found = compared(folded(alone, 1), folded(alone.replace("b = Neg", "b = Abs"), 1))
+    assert found.broken
+    assert found.unchecked == 0
 
 
 def test_constants_are_what_they_hold() -> None:

@@ -312,8 +312,8 @@ def test_weights_stay_out_of_the_way(exact: Any) -> None:
 
 def test_shapes_declared_for_values_that_shrink_are_not_left_behind() -> None:
     """Without the Expand, what is computed of it has fewer elements than the model says; its reader repeats them."""
-    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4, 3, 5] s, float[2, 1, 1, 5] m) => (float[2, 4, 3, 5] y)
-        <int64[4] full = {2, 1, 3, 5}, float c = {2}, float[2, 1, 3, 5] e, float[2, 1, 3, 5] w> {
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4, 3, 5] s, float[2, 1, 1, 5] m)
+        => (float[2, 4, 3, 5] y) <int64[4] full = {2, 1, 3, 5}, float c = {2}, float[2, 1, 3, 5] e, float[2, 1, 3, 5] w> {
         e = Expand(m, full) w = Mul(e, c) y = Add(s, w) }"""
     model = load(onnx.parser.parse_model(text))
     FoldShapes().run(model, RunContext(model))
