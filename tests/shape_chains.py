@@ -281,7 +281,9 @@ def _counters(made: Chain, draw: Draw) -> None:
         size = made.add("Gather", [made.add("Shape", [name]) or "", made.weight(axis)])
         start = made.weight(draw(st.sampled_from([0, 0, 0, 1, -1])))
         counter = made.add("Range", [start, size or "", made.weight(1)])
-        ranges.append(made.add("Unsqueeze", [counter or "", made.weight(axes[axis])]))
+        lone = made.add("Unsqueeze", [counter or "", made.weight(axes[axis][:1])])
+        more = [made.weight([each]) for each in axes[axis][1:]]
+        ranges.append(made.add("Unsqueeze", [lone or "", *more]) if more else lone)
     if None in ranges:
         return
     rows, columns = (each or "" for each in ranges)

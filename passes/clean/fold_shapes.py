@@ -15,7 +15,7 @@ from onnxopt.analysis.symbols.arguments import constant_arguments, reshape_targe
 from onnxopt.analysis.symbols.facts import Array, Shape
 from onnxopt.analysis.symbols.repeats import repeated, stretched_from
 from onnxopt.analysis.symbols.stretching import BROADCASTS, loose_values
-from onnxopt.analysis.symbols.views import View, inserted_axes, laid_out_from, view
+from onnxopt.analysis.symbols.views import LAYS_OUT, View, inserted_axes, laid_out_from, view
 from onnxopt.edit import Edit
 from onnxopt.model import Model
 from onnxopt.nodes import bodies
@@ -71,6 +71,7 @@ class _Plan:
     _known: dict[Hashable, list[ir.Value]] = field(default_factory=dict)
     _outputs: set[ir.Value] = field(default_factory=set)
     _made: dict[ir.Value, Fact] = field(default_factory=dict)
+    _new: list[tuple[ir.Node, ir.Node]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._edit = Edit(self.rule)
@@ -112,6 +113,11 @@ class _Plan:
         for value in sorted(self.shrunk.difference(self.replaced), key=lambda value: value.name or ""):
             self._edit.declare_shape(value, None)  # it may be smaller now than the model says
         live = self._reached()
+        for made, before in self._new:
+            if made in live:
+                self._edit.insert([made], before=before)
+            else:  # what read it was replaced, too
+                made.replace_input_with(0, None)
         for node in self.symbols.order:
             parent = self._parents.get(node.graph) if isinstance(node.graph, ir.Graph) else None
             if node not in live and (parent is None or parent in live):
@@ -187,15 +193,18 @@ class _Plan:
         """Replace a node whose elements are another value's in another order by one node that says so."""
         call, first = self.symbols.call(node), node.inputs[0] if node.inputs else None
         found = view(call, self._fact, self._root)
-        if found is None and node.op_type == "Reshape" and first is not None and self._is_computed(node.inputs[1]):
-            found = None if constant_arguments(call, fact) else View(laid_out_from(self._root(first), self._root), None)
+        if found is None and node.op_type in LAYS_OUT and first is not None:
+            source = laid_out_from(self._root(first), self._fact, self._root)
+            computed = node.op_type == "Reshape" and self._is_computed(node.inputs[1])
+            stuck = computed and not constant_arguments(call, fact)
+            found = View(source, None) if stuck or source is not self._root(first) else None
         if found is None or fact.shape is None or found.source in self.shrunk:
             return False
         new = self._view_node(found, fact.shape)
         if not isinstance(new, ir.Node):
             return new is not None and self._drop(node, new)
         new.outputs[0].type, new.name = node.outputs[0].type, node.name
-        self._edit.insert([new], before=node)
+        self._new.append((new, node))
         self._made[new.outputs[0]] = fact
         what = f"{node.op_type} became {new.op_type} of {found.source.name}"
         self._replace(node, node.outputs[0], new.outputs[0], what)

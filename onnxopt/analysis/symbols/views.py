@@ -14,7 +14,8 @@ Root = Callable[[ir.Value], ir.Value]
 
 Facts = Callable[[ir.Value | None], Fact]
 
-_LAYS_OUT = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
+LAYS_OUT = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
+"""Operators that keep the order of their first input's elements, whatever shape they give them."""
 
 
 class View(NamedTuple):
@@ -38,16 +39,31 @@ def view(call: Call, of: Facts, root: Root) -> View | None:
     source = node.inputs[0] if node.inputs else None
     if counts is None or source is None or not counts(call, of, root):
         return None
-    return View(laid_out_from(root(source), root), None)
+    return View(laid_out_from(root(source), of, root), None)
 
 
-def laid_out_from(value: ir.Value, root: Root) -> ir.Value:
-    """The value whose elements a chain of reshapes lays out."""
+def laid_out_from(value: ir.Value, of: Facts, root: Root) -> ir.Value:
+    """The value whose elements, in the same order, a chain of nodes gives: reshapes, and what moves axes of size 1."""
     node = value.producer()
-    while node is not None and node.op_type in _LAYS_OUT and node.domain in ("", "ai.onnx") and node.inputs[0]:
+    while node is not None and node.domain in ("", "ai.onnx") and node.inputs and node.inputs[0] is not None:
+        if node.op_type not in LAYS_OUT and not _keeps_order(node, of(node.inputs[0]).shape):
+            break
         value = root(node.inputs[0])
         node = value.producer()
     return value
+
+
+def _keeps_order(node: ir.Node, shape: Shape | None) -> bool:
+    """Whether a Transpose moves nothing but axes of size 1."""
+    if node.op_type != "Transpose" or shape is None:
+        return False
+    moved = [axis for axis in _order(node, len(shape)) if shape[axis] != 1]
+    return moved == sorted(moved)
+
+
+def _order(node: ir.Node, rank: int) -> list[int]:
+    attribute = node.attributes.get("perm")
+    return list(attribute.as_ints()) if attribute is not None else list(reversed(range(rank)))
 
 
 def inserted_axes(shape: Shape, result: Shape) -> list[int] | None:
@@ -123,9 +139,7 @@ def _transposed(call: Call, of: Facts, root: Root) -> View | None:
     shape, merged, result = of(source).shape, of(first.outputs[0]).shape, of(call.node.outputs[0]).shape
     if shape is None or merged is None or result is None:
         return None
-    attribute = middle.attributes.get("perm")
-    order = list(attribute.as_ints()) if attribute is not None else list(reversed(range(len(merged))))
-    runs = _runs(shape, merged)
+    order, runs = _order(middle, len(merged)), _runs(shape, merged)
     if runs is None:
         return None
     axes = tuple(axis for place in order for axis in runs[place])

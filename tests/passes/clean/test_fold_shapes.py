@@ -156,13 +156,23 @@ def test_transposing_merged_axes_is_one_transposition(exact: Any, ops: Any) -> N
 
 def test_looking_everything_up_in_order_is_a_view(exact: Any, ops: Any) -> None:
     text = f"""{HEAD} g (float[b, s] x) => (float[b, 1, s] y) <int64 i0 = {{0}}, int64 i1 = {{1}},
-        int64[2] behind = {{1, 2}}, int64[2] before = {{0, 1}}, int64[1] last = {{-1}}> {{
+        int64[1] second = {{1}}, int64[1] third = {{2}}, int64[2] before = {{0, 1}}, int64[1] last = {{-1}}> {{
         n = Shape(x) b0 = Gather(n, i0) s0 = Gather(n, i1) r = Range(i0, b0, i1) c = Range(i0, s0, i1)
-        rows = Unsqueeze(r, behind) columns = Unsqueeze(c, before) all = Max(rows, columns) full = Shape(all)
+        row = Unsqueeze(r, second) rows = Unsqueeze(row, third) columns = Unsqueeze(c, before) all = Max(rows, columns) full = Shape(all)
         p = Expand(rows, full) q = Expand(columns, full) pu = Unsqueeze(p, last) qu = Unsqueeze(q, last)
         index = Concat<axis = -1>(pu, qu) y = GatherND(x, index) }}"""
     model, _ = exact(text, FoldShapes(), [{"x": floats(2, 3)}, {"x": floats(5, 1)}])
     assert ops(model) == ["Unsqueeze"]
+
+
+def test_axes_of_size_1_move_without_a_transposition(exact: Any, ops: Any) -> None:
+    text = f"""{HEAD} g (float[b, s, 6] x) => (float[b, s, 3, 2] y) <int64[1] i0 = {{0}}, int64[1] i1 = {{1}},
+        int64[2] one = {{1, -1}}, int64[2] rest = {{3, 2}}> {{
+        n = Shape(x) b0 = Gather(n, i0) s0 = Gather(n, i1) t = Concat<axis = 0>(b0, s0, one) wide = Reshape(x, t)
+        turned = Transpose<perm = [0, 2, 1, 3]>(wide) u = Concat<axis = 0>(b0, s0, rest) y = Reshape(turned, u) }}"""
+    model, _ = exact(text, FoldShapes(), [{"x": floats(2, 4, 6)}, {"x": floats(3, 1, 6)}])
+    assert ops(model) == ["Reshape"]
+    assert target(model) == [0, 0, 3, 2]
 
 
 def test_recurrent_layers_start_from_zero_by_themselves(exact: Any, ops: Any) -> None:
@@ -313,7 +323,8 @@ def test_weights_stay_out_of_the_way(exact: Any) -> None:
 def test_shapes_declared_for_values_that_shrink_are_not_left_behind() -> None:
     """Without the Expand, what is computed of it has fewer elements than the model says; its reader repeats them."""
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4, 3, 5] s, float[2, 1, 1, 5] m)
-        => (float[2, 4, 3, 5] y) <int64[4] full = {2, 1, 3, 5}, float c = {2}, float[2, 1, 3, 5] e, float[2, 1, 3, 5] w> {
+        => (float[2, 4, 3, 5] y)
+        <int64[4] full = {2, 1, 3, 5}, float c = {2}, float[2, 1, 3, 5] e, float[2, 1, 3, 5] w> {
         e = Expand(m, full) w = Mul(e, c) y = Add(s, w) }"""
     model = load(onnx.parser.parse_model(text))
     FoldShapes().run(model, RunContext(model))
