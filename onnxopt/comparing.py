@@ -130,7 +130,7 @@ def measure(
         if x is None or y is None or x.dtype != y.dtype or x.ndim != y.ndim:
             form = "nothing" if y is None else f"{y.dtype} of rank {y.ndim}"
             result.broken.append(f"{where}: became {form}")
-        elif _known(name, chance) is not None:
+        elif _known(name, chance) is not None or own.relative.get(name, 0.0) > WAVERING:
             result.undecidable += 1
         elif x.shape != y.shape:
             result.drift = np.inf

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from onnxopt import carried
 from onnxopt.errors import ModelError, innermost
 from onnxopt.external import NUMERIC, check_external, check_locations, check_sizes, location_of, places, proto_tensors
+from onnxopt.scoping import unshadow
 from onnxopt.wire import Cutter
 
 _MAPPED_BYTES = 16 * 2**20
@@ -159,6 +160,7 @@ def _build(proto: onnx.ModelProto, cut: Mapping[str, memoryview], what: str) -> 
     for place in list(places(model)) if cut else ():
         if isinstance(place.tensor, ir.ExternalTensor) and place.tensor.location in cut:
             place.put(_view(place.tensor, cut[str(place.tensor.location)]))
+    unshadow(model.graph)
     return model
 
 

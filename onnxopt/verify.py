@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxopt import comparing
 from onnxopt.analysis.precision import default_tolerance
 from onnxopt.backends import machine
@@ -96,6 +98,7 @@ class Verifier:
         self._noise = Noise({}, frozenset())
         self._notes: list[str] = []
         self._full_check = True
+        self._false_outputs: list[str] = []
         self._guarded = True
         self._seeded: dict[tuple[Path, int, int], Seeded] = {}
         self._by_statistics: set[str] = set()
@@ -126,6 +129,7 @@ class Verifier:
         if self._noise.unstable:
             names = ", ".join(sorted({name for name, _ in self._noise.unstable}))
             notes.append(f"the original does not agree with itself in {names}: nothing is decided where it does not")
+        notes += [f"output {name} has another shape than the original declares" for name in self._false_outputs]
         return notes
 
     def prepare(self, model: Model, batches: int | None = None) -> None:
@@ -172,6 +176,8 @@ class Verifier:
             return
         self._previous = self._reference
         self._refuse_nan()
+        self._full_check &= not (false := _falsely_declared(model, self._reference))
+        self._false_outputs = false
         self._settle_guard()
 
     def _settle_guard(self) -> None:
@@ -340,6 +346,19 @@ class Verifier:
                 f"{self._original}: the original gives NaN in output {name} on sample batch {feed}; "
                 "check the data's scaling, or give data that the model can take"
             )
+
+
+def _falsely_declared(model: Model, outputs: Sequence[Outputs]) -> list[str]:
+    """Outputs that come in another shape than the model says; no check of declared shapes can hold a file to that."""
+    found = dict[str, None]()
+    for info, values in ((info, values) for info in model.signature.outputs for values in outputs):
+        array = values.get(info.name)
+        if info.shape is None or not isinstance(array, np.ndarray):
+            continue
+        sizes = zip(info.shape, array.shape, strict=False)
+        if len(info.shape) != array.ndim or any(isinstance(a, int) and a != b for a, b in sizes):
+            found[info.name] = None
+    return list(found)
 
 
 def require(verdict: Verdict, what: str) -> None:

@@ -197,3 +197,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     with pytest.raises(ModelError, match="no graph"):
         reading.read(tmp_path / "empty.onnx")
+
+
+def test_a_body_s_name_that_is_taken_outside_is_another() -> None:
+    """In a file names tell values apart: a rewrite that lets the body read the outer `x` would read its own."""
+    model = load(onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x, int64 k) => (float[2] y) { c = Identity (x) '
+        "y = Loop (k, , c) <body = b (int64 i, bool g, float[2] x) => (bool d, float[2] o) "
+        "{ d = Identity (g)  o = Add (x, c) }> }"
+    ))  # fmt: skip
+    (body,) = model.graph.subgraphs()
+    outer = {value.name for value in model.graph.inputs}
+    assert outer.isdisjoint(value.name for value in body.inputs)
+    assert [value.name for value in model.graph.inputs] == ["x", "k"]

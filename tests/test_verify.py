@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 
 import onnxopt.verify
-from onnxopt import models
+from onnxopt import models, verify
 from onnxopt.backends import machine
 from onnxopt.backends.jobs import check_file
 from onnxopt.backends.worker import Worker
@@ -339,3 +339,12 @@ def test_contradicting_shapes_of_the_original_are_not_held_against_candidates(
     assert "contradict" in caplog.text
     assert judged(made, tmp_path, wrong % "Neg").broken == ()
     assert judged(made, tmp_path, wrong % "Abs").broken
+
+
+def test_an_output_that_comes_in_another_shape_than_declared_is_told() -> None:
+    model = load(onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N] y, float[N, 2] z) '
+        "{ y = Neg (x)  z = Abs (x) }"
+    ))  # fmt: skip
+    array = np.zeros((3, 2), np.float32)
+    assert verify._falsely_declared(model, [{"y": array, "z": array}]) == ["y"]

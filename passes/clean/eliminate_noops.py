@@ -179,9 +179,10 @@ def _reduce(node: ir.Node, known: Known) -> Outcome:
 
 
 def _clip(node: ir.Node, known: Known) -> Outcome:
-    """Before opset 11 a missing limit is the type's largest number, which infinity passes."""
+    """Of integers: a missing limit is the type's largest number, which infinity passes."""
     unlimited = known.model.opset >= 11 and input_of(node, 1) is None and input_of(node, 2) is None
-    return node.inputs[0] if unlimited else None
+    dtype = known.dtype(node.inputs[0])
+    return node.inputs[0] if unlimited and dtype is not None and dtype.is_integer() else None
 
 
 def _global_pool(node: ir.Node, known: Known) -> Outcome:

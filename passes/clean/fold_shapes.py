@@ -104,7 +104,8 @@ class _Plan:
 
     def carry_out(self) -> bool:
         """Apply all of it, and take out the nodes that nothing needs any more; whether there was anything to do."""
-        if not self.replaced and not self.inputs:
+        repaired = self._repair()
+        if not self.replaced and not self.inputs and not repaired:
             return False
         for value, new in self.replaced.items():
             self._edit.rewire(value, new)
@@ -124,6 +125,20 @@ class _Plan:
                 self._edit.remove(node)
         self.model.apply(self._edit)
         return True
+
+    def _repair(self) -> bool:
+        """Declare what is proven of values whose declared shapes cannot be: other passes look at those."""
+        before = len(self.findings.changes)
+        for node in self.live:
+            for value in node.outputs:
+                proven = self._fact(value).shape
+                if proven is None or value.shape is None or value.is_graph_output() or value in self.replaced:
+                    continue
+                if _contradicts(value.shape, proven):
+                    sizes = [size if isinstance(size, int) else None for size in proven]
+                    self._edit.declare_shape(value, ir.Shape(sizes))
+                    self.findings.change(node, self.rule, f"{value.name} was declared {value.shape}, which it is not")
+        return len(self.findings.changes) > before
 
     def _fact(self, value: ir.Value | None) -> Fact:
         made = None if value is None else self._made.get(value)
@@ -286,6 +301,14 @@ class _Plan:
         if key not in self._weights:
             self._weights[key] = self._edit.add_weight(stem, np.array(content))
         return self._weights[key]
+
+
+def _contradicts(declared: ir.Shape, proven: Shape) -> bool:
+    """Whether a declared shape cannot be: another number of axes, or another size of one."""
+    if len(declared) != len(proven):
+        return True
+    pairs = zip(declared, proven, strict=True)
+    return any(isinstance(a, int) and a >= 0 and isinstance(b, int) and a != b for a, b in pairs)
 
 
 def _content_key(fact: Fact) -> Hashable | None:

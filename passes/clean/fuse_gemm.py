@@ -212,6 +212,8 @@ def _between_reshapes(work: _Work, node: ir.Node) -> list[ir.Node]:
     dims, shape = work.dims(x) or (), _sizes(work, weight)
     if shape is None or len(dims) < 3 or not _is_row(work, addend, shape[1]) or _is_dequantized(weight):
         return []
+    if work.dtype(x) not in FLOATS:
+        return []
     present, target = _constant(work, last.inputs[1]), _target(work, last, (*dims[:-1], shape[1]))
     if present is None or target is None or last.inputs[0] is not add.outputs[0]:
         return []

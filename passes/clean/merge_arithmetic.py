@@ -141,6 +141,8 @@ def _limits(node: ir.Node, known: Known) -> _Limits | None:
     if any(v is not None and (array is None or array.size != 1) for v, array in zip(given, arrays, strict=True)):
         return None
     low, high = (d if a is None else float(a.ravel()[0]) for a, d in zip(arrays, (-np.inf, np.inf), strict=True))
+    if any(array is not None and array.dtype.kind in "iu" and abs(int(array.ravel()[0])) > 2**53 for array in arrays):
+        return None  # no float is it
     dtype = next((array.dtype for array in arrays if array is not None), None)
     return _Limits(low, high, given, dtype)
 

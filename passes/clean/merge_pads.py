@@ -57,6 +57,8 @@ def _padding(node: ir.Node | None, known: Known) -> _Padding | None:
         missing = (filler is None and input_of(node, 2) is not None) or (axes is None and input_of(node, 3) is not None)
         if missing or (filler is not None and (filler.size != 1 or filler.dtype.kind in "cb")):
             return None
+        if filler is not None and filler.dtype.kind in "iu" and abs(int(filler.ravel()[0])) > 2**53:
+            return None  # no float is it
         number = 0.0 if filler is None else float(filler.ravel()[0])
     if not pads or len(pads) % 2:
         return None

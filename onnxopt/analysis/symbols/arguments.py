@@ -36,6 +36,8 @@ def _reshape(call: Call, result: Fact) -> Arguments:
 def reshape_target(shape: Shape | None, result: Shape) -> list[int] | None:
     """A Reshape's constant target that makes one shape of another; None where there is none."""
     entries: list[int] = []
+    if 0 in result and not all(isinstance(size, int) for size in result):
+        return None  # beside an axis of no entries nothing can be inferred
     for index, size in enumerate(result):
         if isinstance(size, int) and size > 0:
             entries.append(size)

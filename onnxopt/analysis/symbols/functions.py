@@ -130,7 +130,7 @@ def absolute(space: Space, a: Scalar) -> Scalar:
     return larger(space, a, -a)
 
 
-def broadcast(space: Space, a: Scalar, b: Scalar) -> Scalar:
+def broadcast(space: Space, a: Scalar, b: Scalar, meet: bool = True) -> Scalar:
     """The size of an axis after operands with sizes a and b were combined element by element.
 
     Sizes must be equal, or one of them 1; anything else is the runtime's error, and then nothing is claimed.
@@ -149,7 +149,8 @@ def broadcast(space: Space, a: Scalar, b: Scalar) -> Scalar:
             return one
     if a == 0 or b == 0:
         return 0
-    space.meet(a, b)
+    if meet:
+        space.meet(a, b)
     sizes = {size for value in (a, b) for size in _merged(value)}
     return space.function("broadcast", frozenset(sizes), low=0, high=MOST_SIZE)
 

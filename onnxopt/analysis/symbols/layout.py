@@ -33,8 +33,8 @@ def reshape(call: Call) -> list[Fact]:
 def reshaped(call: Call, shape: Shape | None, target: Sequence[Scalar]) -> Shape:
     """Shape that Reshape gives.
 
-    An entry that is an expression is taken as it is: were it 0 at run time, it could also mean a copied size.
-    That can only be where the tensor is empty, or else the runtime finds that the sizes do not match.
+    An entry that is 0 at run time means a copied size. An expression is taken as it is only where it is 0 for empty
+    tensors alone: where it is one of the sizes, or divides their product.
     """
     result: list[Scalar | None] = []
     for index, entry in enumerate(target):
@@ -43,8 +43,7 @@ def reshaped(call: Call, shape: Shape | None, target: Sequence[Scalar]) -> Shape
         elif entry == -1:
             result.append(None)
         else:
-            least = low(entry)
-            result.append(entry if least is not None and least >= 0 else call.space.fresh())
+            result.append(entry if _is_size(call, entry, shape) else call.space.fresh())
     if None in result:
         known = product(size for size in result if size is not None)
         inferred = None if shape is None else divided(call.space, product(shape), known)
@@ -52,6 +51,16 @@ def reshaped(call: Call, shape: Shape | None, target: Sequence[Scalar]) -> Shape
             inferred = _without_common(call, shape, [size for size in result if size is not None])
         result = [(call.space.fresh() if inferred is None else inferred) if size is None else size for size in result]
     return tuple(size if size is not None else call.space.fresh() for size in result)
+
+
+def _is_size(call: Call, entry: Scalar, shape: Shape | None) -> bool:
+    """Whether an entry of a target is the size that it asks for."""
+    least = low(entry)
+    if least is None or least < 0 or call.integer("allowzero", 0):
+        return least is not None and least >= 0
+    if least >= 1 or shape is None:
+        return least >= 1
+    return entry in shape or divided(call.space, product(shape), entry) is not None
 
 
 def _without_common(call: Call, shape: Shape, known: Sequence[Scalar]) -> Scalar | None:
@@ -153,7 +162,7 @@ def expand(call: Call) -> list[Fact]:
         if fact.shape is None or not length:
             return [Fact(fact.dtype)]
         return [Fact(fact.dtype, tuple(call.space.fresh() for _ in range(max(length[0], len(fact.shape)))))]
-    shape = broadcast_shapes(call.space, (fact.shape, tuple(target)))
+    shape = broadcast_shapes(call.space, (fact.shape, tuple(target)), meet=False)
     return [Fact(fact.dtype) if shape is None else stretched(fact, shape, fact.dtype)]
 
 

@@ -92,15 +92,21 @@ def normalized(axis: int, rank: int) -> int:
     return axis % rank
 
 
-def broadcast_shapes(space: Space, shapes: Iterable[Shape | None]) -> Shape | None:
-    """Shape of the result of an operator that combines tensors element by element."""
+def broadcast_shapes(space: Space, shapes: Iterable[Shape | None], *, meet: bool = True) -> Shape | None:
+    """Shape of the result of an operator that combines tensors element by element.
+
+    Args:
+        space: of the sizes.
+        shapes: of the operands.
+        meet: whether it goes wrong where sizes differ and neither is 1; Expand takes a size of 1 for any.
+    """
     result: Shape = ()
     for shape in shapes:
         if shape is None:
             return None
         count = max(len(result), len(shape))
         left, right = padded(result, count), padded(shape, count)
-        result = tuple(broadcast(space, a, b) for a, b in zip(left, right, strict=True))
+        result = tuple(broadcast(space, a, b, meet) for a, b in zip(left, right, strict=True))
     return result
 
 

@@ -27,7 +27,7 @@ def loose_values(found: Symbols, nodes: Iterable[ir.Node]) -> set[ir.Value]:
     Args:
         nodes: those that matter, each after those that it reads.
     """
-    if found.opset < 7:
+    if found.opset < 8:  # Max, Min, Sum and Mean repeat nothing before
         return set()
     nodes = list(nodes)
     shrinking = _shrinking(found, nodes)

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onnxopt.analysis.symbols import Atom, Fact, Polynomial, Symbols, symbols
+from onnxopt.analysis.symbols import Atom, Fact, Polynomial, Symbols, at_most, symbols
+from onnxopt.analysis.symbols.expressions import Space
+from onnxopt.analysis.symbols.functions import absolute, larger, modulo, quotient, sliced, smaller
 from onnxopt.model import Model, load
 
 chains = runpy.run_path(str(Path(__file__).parents[2] / "shape_chains.py"))
@@ -102,3 +106,96 @@ def test_what_is_found_of_random_graphs_holds(data: st.DataObject) -> None:
     for at, sizes in enumerate(chains["SIZES"]):
         for name in list(chain.values)[3:]:
             check(found[name], chain.values[name][at], known_sizes(sizes))
+
+
+def truncated(a: int, b: int) -> int:
+    return int(abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_functions_of_expressions_are_those_of_their_values(data: st.DataObject) -> None:
+    space = Space()
+    sizes = {("x", axis): data.draw(st.integers(0, 9)) for axis in (0, 1)}
+    values: list[Any] = [space.dim("x", 0, None), space.dim("x", 1, None), *data.draw(st.lists(st.integers(-5, 12)))]
+    operations: dict[str, Any] = {
+        "+": (lambda a, b: a + b, lambda a, b: a + b),
+        "-": (lambda a, b: a - b, lambda a, b: a - b),
+        "*": (lambda a, b: a * b, lambda a, b: a * b),
+        "/": (lambda a, b: quotient(space, a, b), truncated),
+        "%": (lambda a, b: modulo(space, a, b), lambda a, b: a % b),
+        "min": (lambda a, b: smaller(space, a, b), min),
+        "max": (lambda a, b: larger(space, a, b), max),
+        "abs": (lambda a, b: absolute(space, a), lambda a, b: abs(a)),
+    }
+    for _ in range(data.draw(st.integers(1, 6))):
+        symbolic, plain = operations[name := data.draw(st.sampled_from(sorted(operations)))]
+        a, b = (data.draw(st.sampled_from(values)) for _ in range(2))
+        left, right = evaluate(a, sizes), evaluate(b, sizes)
+        if name in "/%" and right == 0:
+            continue
+        found = symbolic(a, b)
+        assert evaluate(found, sizes) == plain(left, right)
+        assert not at_most(a, b) or left <= right
+        values.append(found)
+
+
+def test_equal_expressions_compare_equal() -> None:
+    space = Space()
+    a, b = space.dim("x", 0, None), space.dim("x", 1, None)
+    assert (a + b) * (a - b) == a * a - b * b
+    assert quotient(space, 6 * a * b, 3 * b) == 2 * a
+    assert quotient(space, 64 * a, 128) == quotient(space, a, 2)
+    assert modulo(space, 4 * a + 3, 2) == 1
+    assert larger(space, a, b) == larger(space, b, a)
+    assert quotient(space, a + 7, 2) == quotient(space, a + 1, 2) + 3
+    assert a - a == 0
+    assert isinstance(a - a, int)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, -1, -2])
+def test_slices_of_numbers(step: int) -> None:
+    space = Space()
+    for size in range(1, 6):
+        for start in range(-7, 8):
+            for end in range(-7, 8):
+                first, count = sliced(space, size, start, end, step)
+                place = start + size if start < 0 else start
+                stop = end + size if end < 0 else end
+                place = min(max(place, 0), size if step > 0 else size - 1)
+                stop = min(max(stop, 0), size) if step > 0 else min(max(stop, -1), size - 1)
+                expected = list(range(place, stop, step))
+                assert [first + step * index for index in range(count)] == expected  # type: ignore[operator, arg-type]
+
+
+def shape_of(text: str, name: str) -> Any:
+    _, found = facts(load(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')))
+    return found[name]
+
+
+def test_an_open_axis_broadcast_with_a_fixed_one_is_fixed() -> None:
+    assert shape_of("g (float[b] x, float[4] w) => (float[4] y) { y = Add(x, w) }", "y").shape == (4,)
+    assert shape_of("g (float[b] x, float[1] w) => (float[b] y) { y = Add(w, x) }", "y").static is None
+
+
+def test_the_first_positions_of_a_table_fit_what_they_are_added_to() -> None:
+    """`table[:s] + x`: more positions than the table has would not fit, so the result is as long as x."""
+    text = """g (float[s, 2] x) => (float[s, 2] y) <float[3, 2] table = {0, 1, 2, 3, 4, 5}, int64[1] i0 = {0}> {
+        n = Shape(x) s = Gather(n, i0) head = Slice(table, i0, s, i0) y = Add(head, x) m = Shape(y) d = Equal(m, n) }"""
+    assert shape_of(text, "d").content.tolist() == [True, True]
+
+
+def test_a_counter_that_may_be_repeated_is_no_counter() -> None:
+    text = """g (float[b] x, float[c] z) => (int64[d] y) <int64 i0 = {0}, int64 i1 = {1}> {
+        n = Shape(x) b = Squeeze(n) r = Range(i0, b, i1) m = Shape(z) zeros = ConstantOfShape<value = int64[1] {0}>(m)
+        y = Add(r, zeros) k = Add(r, i1) }"""
+    assert shape_of(text, "y").affine is None
+    assert shape_of(text, "k").affine.base == 1
+
+
+def test_sizes_of_empty_axes_decide_nothing() -> None:
+    """Caches of decoders start with no entries at all."""
+    text = """g (float[b] x) => (bool[1] y) <int64[1] i0 = {0}, int64[1] less = {-1}> {
+        n = Shape(x) y = Greater(n, i0) k = Greater(n, less) }"""
+    assert not shape_of(text, "y").known
+    assert shape_of(text, "k").content.tolist() == [True]

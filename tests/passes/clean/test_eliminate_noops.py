@@ -47,7 +47,7 @@ def parsed(source: str) -> Model:
         "a = Pad(x, i_zeros)", "a = Slice(x, start, end)", "a = Slice(x, minus, two, axis)",
         "a = Slice(x, start, two, axis, axis)",
         "a = Expand(x, i_ones)", "a = Tile(x, i_ones)", "a = Resize(x, , scales)", "a = Split<axis = 0>(x)",
-        "a = ReduceSum<noop_with_empty_axes = 1>(x)", "a = ReduceSum<noop_with_empty_axes = 1>(x, none)", "a = Clip(x)",
+        "a = ReduceSum<noop_with_empty_axes = 1>(x)", "a = ReduceSum<noop_with_empty_axes = 1>(x, none)",
         "a = Flatten(x)", "a = Reshape(x, i_copy)", "s = Shape(x) a = Reshape(x, s)", "s = Shape(x) a = Expand(x, s)",
         "a = Where(yes, x, zeros)", "a = Where(no, row, x)", "a = Where(yeses, x, x)",
     ],
