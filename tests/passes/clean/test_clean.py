@@ -107,7 +107,7 @@ def test_a_chain_of_twenty_thousand_nodes() -> None:
     model = load(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]))
     start = time.process_time()
     Together().run(model, RunContext(model))
-    assert [node.op_type for node in model.nodes()] == ["Add"] * 5_000
+    assert [node.op_type for node in model.nodes()] == ["Add"]  # constants added in a row are one
     assert time.process_time() - start < 10
 
 
