@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[ir.Model, Mapping[str, Any]], dict[str, Any]]
 
+_WEIGHT_BYTES = 2**28
+"""Weights of all regions that are run: each travels to another process."""
+
 _LARGEST = 2**26
 """Regions with more bytes of weights are not run: they would take the memory that this level saves."""
 
@@ -87,6 +90,7 @@ class Rewrites:
     broken: list[str] = field(default_factory=list)
     why: str = ""
     _elements: int = 0
+    _weight_bytes: int = 0
     _tried: int = 0
 
     def compare(self, before: Model, after: Model) -> None:
@@ -289,9 +293,11 @@ class Rewrites:
     def _spend(self, region: Model, most: int) -> None:
         border = (*region.signature.inputs, *region.signature.outputs)
         elements = sum(map(_elements, border))
-        if elements > most:
+        weights = sum(v.const_value.nbytes for v in region.weights() if v.const_value is not None)
+        if elements > most or self._weight_bytes + weights > _WEIGHT_BYTES:
             raise OnnxOptError("what was run before is as much as this level runs")
         self._elements += elements
+        self._weight_bytes += weights
 
     def _types(self, values: Iterable[ir.Value]) -> Iterator[tuple[str, TypeAndShape]]:
         """Types and shapes of values at a border, by name: the shapes are those of the state before."""

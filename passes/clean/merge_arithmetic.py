@@ -109,7 +109,9 @@ def _products(node: ir.Node, known: Known) -> Outcome:
 
 
 def _stored(total: Array, dtype: np.dtype[np.generic]) -> Array | None:
-    """Numbers in a type that holds them about as exactly as others of that type."""
+    """Numbers in a type that holds them about as exactly as others of that type; None also where one is infinite."""
+    if not np.isfinite(total).all():
+        return None
     with np.errstate(over="ignore", under="ignore"):
         stored = np.asarray(total.astype(dtype))
     error = np.abs(stored.astype(np.float64) - total)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.context import RunContext
 from onnxopt.model import Model, load
+from onnxopt.passes.clean.lift_constants import LiftConstants
 from onnxopt.passes.clean.merge_arithmetic import MergeArithmetic
 
 WEIGHTS = """<float one = {1}, float half = {0.5}, float minus = {-1.25}, float six = {6}, float huge = {1000000000},
@@ -129,3 +131,17 @@ def test_random_rows(exact: Any, row: list[tuple[str, float]]) -> None:
     model = load(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]))
     x = np.random.default_rng(0).standard_normal(64).astype(np.float32) * 4
     exact(model, MergeArithmetic(), {"t0": x}, tolerance=1e-4)
+
+
+def test_infinite_constants_are_left_apart() -> None:
+    """Their sum, less what it is stored as, is no number."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y)
+        <float[2] k = {0, 1}> { m = Constant <value = float[2] {0, 1}> () a = Add(x, m) y = Add(a, k) }"""
+    model = load(onnx.parser.parse_model(text))
+    weight = np.array([0, -np.inf], np.float32)
+    for node in list(model.nodes()):
+        if node.op_type == "Constant":
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(weight))
+    LiftConstants().run(model, RunContext(model))
+    MergeArithmetic().run(model, RunContext(model))
+    assert [node.op_type for node in model.nodes()] == ["Add", "Add"]
