@@ -14,12 +14,10 @@ import onnx_ir as ir
 from onnxopt.analysis.reach import reached
 from onnxopt.edit import Edit
 from onnxopt.model import Model, load
+from onnxopt.nodes import DRAWING
 from onnxopt.reading import operators
 
-_RANDOM = frozenset({
-    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-})  # fmt: skip
-_MAY_DRAW = frozenset(("", name) for name in (*_RANDOM, "Dropout"))
+_MAY_DRAW = frozenset(("", name) for name in (*DRAWING, "Dropout"))
 
 _SEEDS = 2**24
 """Seeds are float attributes, which hold so many integers exactly."""
@@ -72,7 +70,7 @@ def seeded(path: Path, copy: Path) -> Seeded:
 def draws(node: ir.Node) -> bool:
     """Whether a node draws random numbers; Dropout does in training mode alone."""
     training = node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None
-    return node.domain in {"", "ai.onnx"} and (training or node.op_type in _RANDOM)
+    return node.domain in {"", "ai.onnx"} and (training or node.op_type in DRAWING)
 
 
 def _nodes(model: Model) -> Iterator[tuple[str, ir.Node]]:

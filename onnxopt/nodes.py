@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+DRAWING = frozenset({
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+})  # fmt: skip
+"""Standard operators that draw random numbers; Dropout does in training mode."""
+
 
 def label(node: ir.Node) -> str:
     """What to call a node before people: its name, else its first output's, else its operator."""

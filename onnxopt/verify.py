@@ -176,8 +176,8 @@ class Verifier:
             return
         self._previous = self._reference
         self._refuse_nan()
-        self._full_check &= not (false := _falsely_declared(model, self._reference))
-        self._false_outputs = false
+        self._false_outputs = _falsely_declared(model, self._reference)
+        self._full_check = self._full_check and not self._false_outputs
         self._settle_guard()
 
     def _settle_guard(self) -> None:

@@ -12,16 +12,14 @@ import onnx_ir as ir
 from onnxopt.analysis.structure import topological
 from onnxopt.edit import Edit
 from onnxopt.model import Model
-from onnxopt.nodes import bodies
+from onnxopt.nodes import DRAWING, bodies
 from onnxopt.passes.clean import is_constant
 from onnxopt.passing import Context, Findings, Pass
 
 _DOMAINS = frozenset({"", "ai.onnx.ml"})
 """Of other operators nobody knows whether they give the same twice."""
 
-_RANDOM = frozenset({
-    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-})  # fmt: skip
+_RANDOM = DRAWING | {"Dropout"}
 _COMMUTATIVE = frozenset({"Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Mul", "Or", "Xor"})
 
 _CONTENT_BYTES = 1024

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from onnxopt.errors import OnnxOptError
 from onnxopt.model import Model
-from onnxopt.nodes import bodies
+from onnxopt.nodes import DRAWING, bodies
 from onnxopt.passes.clean import become_weights, is_constant
 from onnxopt.passing import Context, Findings, Pass
 
@@ -34,9 +34,7 @@ _BORDER = 400
 _MOST_TRIES = 64
 """Sessions spent on finding out which nodes the runtime cannot compute."""
 
-_RANDOM = frozenset({
-    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-})  # fmt: skip
+_RANDOM = DRAWING | {"Dropout"}
 _SEQUENCES = frozenset({
     "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt", "SequenceConstruct",
     "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SplitToSequence",

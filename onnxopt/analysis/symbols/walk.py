@@ -21,10 +21,6 @@ logger = logging.getLogger(__name__)
 _ROUNDS = 4
 """Walks at most; sizes that one finds to be equal are taken so by the next."""
 
-_PLAIN = frozenset(
-    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
-)
-
 
 @dataclass(frozen=True)
 class Symbols:
