@@ -1,0 +1,9 @@
+"""Channel ids: which channels, heads, neurons and hidden units of a model live and die together, and their removal."""
+
+from onnxopt.analysis.axes.engine import Channels, Weight, channel_ids
+from onnxopt.analysis.axes.groups import ChannelGroup, Frozen, groups
+from onnxopt.analysis.axes.ids import Freeze
+from onnxopt.analysis.axes.masking import masking
+from onnxopt.analysis.axes.plan import removal
+
+__all__ = ["ChannelGroup", "Channels", "Freeze", "Frozen", "Weight", "channel_ids", "groups", "masking", "removal"]

@@ -1,0 +1,317 @@
+"""The walk over a model that gives every axis of every tensor its channel ids."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.analysis.axes import (  # noqa: F401  (they register rules)
+    rules_convolution,
+    rules_elementwise,
+    rules_layout,
+    rules_matmul,
+    rules_reduce,
+)
+from onnxopt.analysis.axes.axis import Axes, Axis, channels, fixed, hold, vector
+from onnxopt.analysis.axes.ids import Classes, Freeze, Ids, Ledger
+from onnxopt.analysis.axes.reshape import whole
+from onnxopt.analysis.axes.rules import RULES, Call, Consumption, key
+from onnxopt.analysis.structure import constant_tensor, topological
+from onnxopt.analysis.symbols import Symbols, symbols
+from onnxopt.model import Model
+from onnxopt.nodes import bodies, label
+
+logger = logging.getLogger(__name__)
+
+Use = tuple[ir.Node, int]
+"""A node and the index of its input."""
+
+_INTEGERS = Freeze("semantics", "a constant of integers")
+_ONLY = Freeze("semantics", "the only one")
+_FALSE_SHARING = 1 << 22
+"""Shared constants of several axes are looked at, for being all one number, up to so many elements."""
+
+
+@dataclass(eq=False)
+class Weight:
+    """A constant as its readers see it. Small constants that only happen to be equal are seen apart.
+
+    Attributes:
+        root: the initializer, or the output of the Constant node, that holds it.
+        uses: who reads it so: directly, or behind Identity nodes.
+        ids: one list of channel ids an axis.
+        axes: the same as axes.
+    """
+
+    root: ir.Value
+    uses: list[Use]
+    ids: tuple[Ids, ...]
+    axes: Axes
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """A Reshape at the end of a chain that does nothing but permute the channels of one axis.
+
+    Attributes:
+        source: what the chain reads.
+        place: of the axis.
+        order: position in the result -> position in the source.
+        chain: the nodes before it, which nobody else reads.
+    """
+
+    source: ir.Value
+    place: int
+    order: Ids
+    chain: tuple[ir.Node, ...]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channel ids of a whole model at one revision.
+
+    Attributes:
+        model: the model.
+        symbols: what holds of its shapes.
+        classes: which ids are one channel, and what holds of each.
+        weights: every constant that has channels.
+        consumed: who sums over which channels.
+        shuffles: Reshape -> what it and the nodes before it permute.
+    """
+
+    model: Model
+    revision: int
+    symbols: Symbols
+    classes: Classes
+    weights: tuple[Weight, ...]
+    consumed: tuple[Consumption, ...]
+    shuffles: Mapping[ir.Node, Shuffle]
+    _engine: "Engine" = field(repr=False)
+
+    def of(self, value: ir.Value) -> Axes | None:
+        """Axes of a value that a node makes or that is fed; None for an unknown rank."""
+        return self._engine.axes.get(value)
+
+    def of_input(self, node: ir.Node, index: int) -> Axes | None:
+        """Axes of what a node reads."""
+        return self._engine.axes_of(node, index, new=False)
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        """Whether a value is computed from constants alone."""
+        return self._engine.is_constant(value)
+
+
+def channel_ids(model: Model, known: Symbols | None = None) -> Channels:
+    """Find which channels of a model live and die together.
+
+    Nodes inside functions and subgraphs are not looked into: what they read keeps its channels.
+    Cost: linear in nodes and in the sum of the weights' axis lengths; weights are not read.
+
+    Args:
+        model: the model.
+        known: its shapes, if they are at hand.
+    """
+    engine = Engine(model, known or symbols(model))
+    for node in topological(model.graph):
+        engine.visit(node)
+    return engine.finish()
+
+
+class Engine:
+    """The state of one walk; what rules speak to, through `Call`."""
+
+    def __init__(self, model: Model, known: Symbols) -> None:
+        self.model = model
+        self.symbols = known
+        self.ledger = Ledger()
+        self.axes: dict[ir.Value, Axes | None] = {}
+        self.consumed: list[Consumption] = []
+        self.shuffles: dict[ir.Node, Shuffle] = {}
+        self._weights: dict[ir.Value | tuple[ir.Value, Use], Weight] = {}
+        self._apart: dict[ir.Value, bool] = {}
+        self._constants: set[ir.Value] = set()
+        self._fed = {value for value in model.graph.inputs if not self._is_weight(value)}
+        for value in self._fed:
+            self.axes[value] = self._fixed(value, Freeze("semantics", f"input {value.name} of the model"))
+
+    def visit(self, node: ir.Node) -> None:
+        """Let the node's rule speak; without one, everything that it touches stays."""
+        if node.inputs and all(self.is_constant(value) for value in node.inputs if value is not None):
+            self._constants.update(node.outputs)
+        if node.op_type == "Identity" and self._root(node.outputs[0]) is not node.outputs[0]:
+            return  # its readers are the constant's
+        call = Call(node, self.symbols.call(node), self)
+        found = RULES.get(key(node)) if not any(True for _ in bodies(node)) else None
+        try:
+            if found is not None:
+                found(call)
+            else:
+                _unknown(call)
+        except (
+            IndexError,
+            KeyError,
+            ValueError,
+            TypeError,
+            ArithmeticError,
+        ) as error:  # the model is not as it should be
+            logger.debug("the rule for %s gave up: %s", label(node), error)
+            for index in range(len(node.inputs)):
+                call.hold_input(index, f"the rule of {node.op_type} does not fit: {error}", "needs-rule")
+        for index, value in enumerate(node.outputs):
+            if value not in self.axes:
+                call.fixed(index, f"made by {node.op_type}")
+
+    def axes_of(self, node: ir.Node, index: int, *, parameter: bool = False, new: bool = True) -> Axes | None:
+        """Axes of what a node reads. See `Call.axes` and `Call.parameter`."""
+        value = node.inputs[index]
+        if value is None:
+            return None
+        root = self._root(value)
+        if not self._is_weight(root):
+            return self.axes.get(value)
+        place = (root, (node, index)) if self._seen_apart(root) else root
+        weight = self._weights.get(place)
+        tensor = constant_tensor(root)
+        assert tensor is not None
+        if weight is None and new and (parameter or tensor.dtype.is_floating_point()):
+            weight = self._weights[place] = self._weight(root, tuple(tensor.shape.numpy()))
+        if weight is None:
+            return tuple(fixed(size, _INTEGERS) for size in tensor.shape.numpy())
+        if (node, index) not in weight.uses:
+            weight.uses.append((node, index))
+        return weight.axes
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        """Whether a value is computed from constants alone."""
+        return value is not None and (value in self._constants or self._is_weight(value))
+
+    def give(self, node: ir.Node, index: int, axes: Axes | None) -> None:
+        """State the axes of an output."""
+        if index < len(node.outputs):
+            self.axes[node.outputs[index]] = axes
+
+    def hold_all(self, values: Iterable[ir.Value | None], why: Freeze) -> None:
+        """No entry of any axis of values may go; constants that readers see apart are not theirs."""
+        for value in values:
+            root = None if value is None else self._root(value)
+            weight = None if root is None else self._weights.get(root)
+            axes = self.axes.get(value) if weight is None and value is not None else weight and weight.axes
+            for axis in axes or ():
+                hold(axis, why)
+
+    def together(self, node: ir.Node, place: int, axis: Axis) -> Axis:
+        """See `Call.together`."""
+        block = whole(axis)
+        if block is None:
+            return axis
+        chain = _permutations(node)
+        source = chain[0].inputs[0] if chain else None
+        before = None if source is None else self.axes.get(source)
+        if source is None or before is None or self.symbols.of(source).shape != self.symbols.of(node.outputs[0]).shape:
+            block.settle()
+            return axis
+        order = np.arange(block.ids.size).reshape(block.ids.shape).transpose([digit.at for digit in axis]).reshape(-1)
+        ids = vector(before[place])
+        if ids is None or not np.array_equal(ids[order], block.ids.reshape(-1)[order]):
+            block.settle()
+            return axis
+        block.free = True
+        self.shuffles[node] = Shuffle(source, place, order, tuple(chain))
+        return channels(self.ledger, ids[order])
+
+    def finish(self) -> Channels:
+        """Draw the conclusions."""
+        for value in self.model.graph.outputs:
+            self.hold_all([value], Freeze("semantics", f"output {value.name} of the model"))
+        for axes in self.axes.values():
+            for axis in axes or ():
+                for digit in axis:
+                    if digit.block is not None:
+                        digit.block.settle()
+        return Channels(
+            self.model, self.model.revision, self.symbols, self.ledger.solved(), tuple(self._weights.values()),
+            tuple(self.consumed), self.shuffles, self,
+        )  # fmt: skip
+
+    def _is_weight(self, value: ir.Value) -> bool:
+        """Whether a value is a constant of the main graph, which nobody may feed."""
+        if constant_tensor(value) is None:
+            return False
+        fed = value.is_graph_input() and (self.model.ir.ir_version >= 4)
+        return not fed
+
+    def _root(self, value: ir.Value) -> ir.Value:
+        """The value behind Identity nodes, if that is a constant."""
+        found, node = value, value.producer()
+        while node is not None and node.op_type == "Identity" and key(node)[0] == "" and node.inputs[0] is not None:
+            found = node.inputs[0]
+            node = found.producer()
+        return found if self._is_weight(found) else value
+
+    def _weight(self, root: ir.Value, shape: tuple[int, ...]) -> Weight:
+        ids = tuple(self.ledger.fresh(size) for size in shape)
+        for each in ids:
+            if len(each) == 1:
+                self.ledger.freeze(each, _ONLY)
+        return Weight(root, [], ids, tuple(channels(self.ledger, each) for each in ids))
+
+    def _seen_apart(self, root: ir.Value) -> bool:
+        """Whether the readers of a constant share it for no other reason than that its content is the same."""
+        if root not in self._apart:
+            self._apart[root] = len(self._readers(root)) > 1 and self._is_plain(root)
+        return self._apart[root]
+
+    def _readers(self, root: ir.Value) -> list[Use]:
+        found, stack = [], [root]
+        while stack:
+            for node, index in stack.pop().uses():
+                if node.op_type == "Identity" and key(node)[0] == "":
+                    stack.append(node.outputs[0])
+                else:
+                    found.append((node, index))
+        return found
+
+    def _is_plain(self, root: ir.Value) -> bool:
+        """Whether a constant is a vector, or all one number."""
+        tensor = constant_tensor(root)
+        assert tensor is not None
+        shape = tuple(tensor.shape.numpy())
+        if sum(size != 1 for size in shape) <= 1:
+            return True
+        if tensor.size > _FALSE_SHARING:
+            return False
+        array = np.asarray(tensor.numpy()).reshape(-1)
+        return bool(array.size) and bool((array == array[0]).all())
+
+    def _fixed(self, value: ir.Value, why: Freeze) -> Axes | None:
+        shape = self.symbols.of(value).shape
+        return None if shape is None else tuple(fixed(size, why) for size in shape)
+
+
+def _permutations(node: ir.Node) -> list[ir.Node]:
+    """The nodes before a Reshape that only move entries, from another Reshape on; nobody else reads what they give."""
+    chain: list[ir.Node] = []
+    value = node.inputs[0]
+    while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
+        maker = value.producer()
+        if maker is None or maker.op_type not in ("Reshape", "Transpose") or key(maker)[0]:
+            break
+        chain.insert(0, maker)
+        if maker.op_type == "Reshape":
+            return chain
+        value = maker.inputs[0]
+    return []
+
+
+def _unknown(call: Call) -> None:
+    """A node without a rule: all channels that it, or what lies inside it, reads stay as they are."""
+    inside = any(True for _ in bodies(call.node))
+    domain = f"{call.node.domain}::" if call.node.domain else ""
+    why = f"control flow: {call.node.op_type}" if inside else f"no rule for {domain}{call.node.op_type}"
+    for index in range(len(call.node.inputs)):
+        call.hold_input(index, why, "semantics" if inside else "needs-rule")
+    call.hold_captured(why)
+    for index in range(len(call.node.outputs)):
+        call.fixed(index, why, "semantics" if inside else "needs-rule")

@@ -1,0 +1,57 @@
+"""Operators that compute each element from the elements at the same place."""
+
+from collections.abc import Sequence
+
+from onnxopt.analysis.axes.axis import Axes, Axis
+from onnxopt.analysis.axes.rules import Call, rule
+
+
+@rule(
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike", "Ceil", "Celu", "Clip",
+    "Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf",
+    "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
+    "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+)  # fmt: skip
+def _unary(call: Call) -> None:
+    for index in range(len(call.node.outputs)):
+        call.give(call.axes(0), index)
+
+
+@rule(
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
+    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+)  # fmt: skip
+def _broadcast(call: Call) -> None:
+    given = [index for index in range(len(call.node.inputs)) if call.has(index)]
+    added = call.node.op_type in ("Add", "Sub", "Sum") and not any(call.constant(index) for index in given)
+    call.give(broadcast(call, [call.axes(index) for index in given], added=added))
+
+
+def broadcast(call: Call, operands: Sequence[Axes | None], *, added: bool = False) -> Axes | None:
+    """Axes of what combines tensors element by element, aligned at their last axes; an axis of size 1 fits any.
+
+    Args:
+        call: the operator.
+        operands: axes of what it combines.
+        added: whether it adds computed tensors; see `Ledger.unite`.
+    """
+    known = [axes for axes in operands if axes is not None]
+    if len(known) < len(operands):
+        for axes in known:
+            for axis in axes:
+                call.hold(axis, "combined with a tensor of unknown rank", "needs-rule")
+        return None
+    rank = max((len(axes) for axes in known), default=0)
+    padded = [((),) * (rank - len(axes)) + axes for axes in known]
+    return tuple(_combined(call, [axes[place] for axes in padded], added) for place in range(rank))
+
+
+def _combined(call: Call, axes: Sequence[Axis], added: bool) -> Axis:
+    present = [axis for axis in axes if axis]
+    if not present:
+        return ()
+    chosen = next((axis for axis in present if any(digit.live for digit in axis)), present[0])
+    for axis in present:
+        if axis is not chosen:
+            call.unite(chosen, axis, added=added)
+    return chosen
