@@ -13,7 +13,7 @@ import threading
 import traceback
 from typing import IO, Any
 
-from onnxopt.backends import frames
+from onnxopt.backends import frames, machine
 from onnxopt.errors import OnnxOptError
 
 # Printed once the pipes are the protocol's alone: whatever start-up files print comes before and is skipped.
@@ -77,15 +77,15 @@ def _receive(requests: IO[bytes], waiting: "queue.SimpleQueue[frames.Frame]") ->
 
 
 def _answer(frame: frames.Frame) -> frames.Frame:
-    """The reply to a request: (True, result) or (False, exception)."""
+    """The reply to a request: (True, result, peak) or (False, exception, peak); the peak is the process's memory."""
     try:
         name, args, options, folder, search_path = frames.decode(frame)
         sys.path[:] = search_path
         if folder is not None:
             os.chdir(folder)
-        return frames.encode((True, _function(name)(*args, **options)))
+        return _encoded(True, _function(name)(*args, **options))
     except MemoryError as error:
-        return frames.encode((False, OnnxOptError(f"no memory left in the worker: {error or type(error).__name__}")))
+        return _encoded(False, OnnxOptError(f"no memory left in the worker: {error or type(error).__name__}"))
     except Exception as error:
         error.add_note("in the worker:\n" + "".join(traceback.format_exception(error)))
         return _encode_error(error)
@@ -101,9 +101,13 @@ def _function(name: str) -> Any:
 def _encode_error(error: Exception) -> frames.Frame:
     """`error` as it is, or its text where it does not survive the way."""
     with contextlib.suppress(Exception):
-        frame = frames.encode((False, error))
+        frame = _encoded(False, error)
         frames.decode(frame)
         return frame
     plain = OnnxOptError(f"{type(error).__name__}: {error}")
     plain.__notes__ = [str(note) for note in error.__notes__]
-    return frames.encode((False, plain))
+    return _encoded(False, plain)
+
+
+def _encoded(succeeded: bool, value: object) -> frames.Frame:
+    return frames.encode((succeeded, value, machine.peak_memory_bytes()))

@@ -67,6 +67,7 @@ class Worker:
         self._memory_limit = memory_limit
         self._process: _Process | None = None
         self._closed = False
+        self._peak: int | None = None
         self._turn = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -112,15 +113,20 @@ class Worker:
                 self._process = None
                 process.kill()
                 raise
-        succeeded, value = frames.decode(reply)
+        succeeded, value, peak = frames.decode(reply)
+        self._peak = max(filter(None, (self._peak, peak)), default=None)
         if not succeeded:
             raise value
         result: Result = value
         return result
 
     def peak_memory(self) -> int | None:
-        """The most memory in bytes that the present process has held at once (None: the system does not tell)."""
-        return self.call("onnxopt.backends.machine:peak_memory_bytes")
+        """The most resident memory in bytes that one process of this worker has had, as of its last answer.
+
+        Of a process that died during a call what it had before counts. None: there was no answer yet, or the system
+        does not tell.
+        """
+        return self._peak
 
     def stop(self) -> None:
         """End the process, and so give back all its memory; the next call starts a new one."""

@@ -33,7 +33,8 @@ def optimize(
     Args:
         model: a path, bytes, ModelProto, onnx_ir model or graphsurgeon graph.
         passes: a recipe (path, mapping or Recipe), or a list of pass names, `{name: options}` and Pass objects.
-        output: file to write; `report.json` goes beside it.
+        output: file to write, which may be the model's own; `report.json` goes beside it (`NAME.report.json` where
+            a report on another output lies there).
         data: calibration data: a SPEC as on the command line, arrays by input name, or an iterable of feeds.
         evaluation: data for limits and the report, in the same forms.
         metric: a metric's name, or `{kind: ..., output: ..., label: ...}`.

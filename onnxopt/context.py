@@ -1,5 +1,6 @@
 """What the pipeline hands to a pass: analyses of the model as it is now, storage, a session, random numbers."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -99,7 +100,7 @@ class RunContext:
 
     def evaluate(self, model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """See `passing.Context.evaluate`."""
-        content = embedded(model).SerializeToString()
+        content = _changed(model, _placed).SerializeToString()
         if self._worker is not None:
             outputs: dict[str, npt.NDArray[Any]] = self._worker.call(evaluate_bytes, content, dict(feeds))
             return outputs
@@ -130,12 +131,25 @@ class RunContext:
 
 def embedded(model: ir.Model) -> onnx.ModelProto:
     """The model as one message that needs no other file: weights on disk are read in."""
+    return _changed(model, lambda tensor: ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name))
+
+
+def _placed(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """The same weight for another process, which reads it itself: its file's absolute path is its location."""
+    return ir.ExternalTensor(
+        os.path.abspath(tensor.path), tensor.offset, tensor.nbytes, tensor.dtype, shape=tensor.shape,
+        name=tensor.name or "", base_dir="",
+    )  # fmt: skip
+
+
+def _changed(model: ir.Model, change: Callable[[ir.ExternalTensor], ir.TensorProtocol]) -> onnx.ModelProto:
+    """The model as a message with other tensors in place of those on disk."""
     graphs = (model.graph, *model.graph.subgraphs())
     values = [value for graph in graphs for value in graph.initializers.values()]
     held = [(value, value.const_value) for value in values if isinstance(value.const_value, ir.ExternalTensor)]
     try:
         for value, tensor in held:
-            value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+            value.const_value = change(tensor)
         return to_proto(model)
     finally:
         for value, tensor in held:

@@ -102,25 +102,14 @@ def gather(
         DataError: data that cannot be read or do not fit the model, or a shape that does not.
         RecipeError: code that is not allowed.
     """
-    signature = model.signature
-    _check_shapes(signature, shapes or {})
-
-    def opened(given: Any, of_recipe: str | None) -> Dataset | None:
-        spec = of_recipe if given is None else given
-        if spec is None:
-            return None
-        if isinstance(spec, str) and not spec:
-            raise DataError("data: an empty name; give an .npz, a folder of .npz, module:function or synthetic")
-        allowed = allow_code or given is not None
-        return open_data(spec, signature, allow_code=allowed, shapes=shapes, bounds=index_bounds(model))
-
-    calibration = opened(data, recipe.data.calibration)
-    evaluated = opened(evaluation, recipe.data.evaluation)
+    _check_shapes(model.signature, shapes or {})
+    calibration = _opened(model, data, recipe.data.calibration, shapes, allow_code)
+    evaluated = _opened(model, evaluation, recipe.data.evaluation, shapes, allow_code)
     source = calibration or evaluated
     notes = [f"{d.name}: {note}" for d in (calibration, evaluated) if d for note in d.notes]
     if source is None:
         rng = np.random.default_rng(recipe.seed)
-        source = synthetic(signature, shapes, index_bounds(model), recipe.verify.samples, rng)
+        source = synthetic(model.signature, shapes, index_bounds(model), recipe.verify.samples, rng)
         if recipe.verify.level != "structure":
             notes.append("no data were given: outputs were compared on random inputs")
     visible, guard = source, []
@@ -136,6 +125,19 @@ def gather(
         visible if calibration else None, evaluated, feeds, rows, guard, sizes, source.is_synthetic, notes,
         dict(shapes or {}),
     )  # fmt: skip
+
+
+def _opened(
+    model: Model, given: Any, of_recipe: str | None, shapes: Mapping[str, tuple[int, ...]] | None, allow_code: bool
+) -> Dataset | None:
+    """The data that were given, else those that the recipe names; None where there are neither."""
+    spec = of_recipe if given is None else given
+    if spec is None:
+        return None
+    if isinstance(spec, str) and not spec:
+        raise DataError("data: an empty name; give an .npz, a folder of .npz, module:function or synthetic")
+    allowed = allow_code or given is not None
+    return open_data(spec, model.signature, allow_code=allowed, shapes=shapes, bounds=index_bounds(model))
 
 
 def resized(inputs: Inputs, model: Model, recipe: Recipe, runs: Callable[[Feed], bool]) -> Inputs | None:

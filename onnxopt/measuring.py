@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from onnxopt.analysis.parameters import stored_bytes
 from onnxopt.analysis.shapes import infer, observation, observed_from
+from onnxopt.backends import machine
 from onnxopt.backends.jobs import latency, run_batches
 from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.worker import Worker
@@ -54,8 +56,7 @@ class Measuring:
     def observe(self, model: Model, folder: Path) -> dict[str, tuple[int, ...]]:
         """Shapes that inference does not reach, from one run; empty where none is needed or possible."""
         unknown = infer(model, self._inputs.sizes).unknown()
-        weights = sum(value.const_value.nbytes for value in model.weights() if value.const_value is not None)
-        if not unknown or self._unverified is not None or weights > _OBSERVABLE_BYTES:
+        if not unknown or self._unverified is not None or stored_bytes(model) > _OBSERVABLE_BYTES:
             return {}
         probe = folder / "shapes.onnx"
         Model(observation(model, unknown)).save(probe)
@@ -98,6 +99,14 @@ class Measuring:
             "before_ms": before.p50 * 1e3, "after_ms": after.p50 * 1e3, "ratio": after.ratio.median,
             "ratio_quartiles": [after.ratio.lower_quartile, after.ratio.upper_quartile], "runs": after.count,
         }  # fmt: skip
+
+    def memory(self) -> dict[str, int | None]:
+        """Peaks of resident memory in bytes: of this process since it began, and of the largest worker process.
+
+        Pages of mapped files count as long as they are resident, though they can be dropped at any time: with large
+        models most of the first are weights. None where the system does not tell.
+        """
+        return {"own_peak_bytes": machine.peak_memory_bytes(), "worker_peak_bytes": self._worker.peak_memory()}
 
     def _score(self, path: Path) -> Score:
         if path not in self._scores:

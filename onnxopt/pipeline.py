@@ -23,7 +23,7 @@ from onnxopt.model import Model, Signature, Source, load
 from onnxopt.origin import as_file, digests
 from onnxopt.overrides import Idle
 from onnxopt.passing import Exact, Findings, Limits, Lossy, Pass, contract_of, make, parts, reshapes, rounds, separated
-from onnxopt.publish import check_output, check_report, present_digest, publish
+from onnxopt.publish import check_output, check_report, present_digest, publish, report_name
 from onnxopt.recipe import Recipe
 from onnxopt.report import Facts, Report, Step, facts, last, slower, status, versions
 from onnxopt.reproduce import reproduce
@@ -222,17 +222,19 @@ class _Run:
                 raise ContractViolation(f"pass {part.name} touched {touched}; an override skips it")
         findings.declined = [refusal for each in declined.values() for refusal in each]
         if findings.changed and self.verifier.unverified is not None:
-            findings.notes.append(f"{pass_.name}: {self._compare_states(pass_, model)}")
+            rewrites = self._compare_states(pass_, model)
+            findings.notes.append(f"{pass_.name}: {rewrites.summary()}")
+            findings.measures |= rewrites.counts()
         return findings
 
-    def _compare_states(self, pass_: Pass, model: Model) -> str:
+    def _compare_states(self, pass_: Pass, model: Model) -> Rewrites:
         """Where no session of the whole model is opened, what differs from the last good state is run by itself."""
         before, rng = load(self.workdir.last_state() or self.path), np.random.default_rng(self.recipe.seed)
         rewrites = Rewrites(self.context.shapes_of(before), self.context.evaluate, rng, contract_of(pass_))
         rewrites.compare(before, model)
         if rewrites.broken:
             raise ContractViolation(f"pass {pass_.name} broke its contract: {rewrites.broken[0]}")
-        return rewrites.summary()
+        return rewrites
 
     def _skipped(self, part: Pass, model: Model) -> Skipped | None:
         """What a lossy pass must leave alone; None where it may touch all."""
@@ -331,10 +333,10 @@ class _Run:
 
         def describe(file_bytes: int | None, digest: str | None) -> Report:
             return Report(
-                verified=self.verifier.unverified is None, status=status(self.inputs, self.verifier), before=before,
-                after=replace(after, file_bytes=file_bytes, digest=digest), steps=done,
+                verified=self.verifier.unverified is None, status=status(self.inputs, self.verifier, done),
+                before=before, after=replace(after, file_bytes=file_bytes, digest=digest), steps=done,
                 drift=last(done, "drift"), deployed_drift=last(done, "deployed_drift"),
-                metric=metric, latency=latency,
+                metric=metric, latency=latency, memory=self.measuring.memory(),
                 sizes={name: list(shape) for name, shape in self.inputs.sizes.items()}, data=self.inputs.describe(),
                 recipe=self.recipe.resolved(), digests=self.digests, versions=versions(),
                 notes=[*self.inputs.notes, *self.verifier.notes, *self._notes(after), *slower(latency)],
@@ -342,16 +344,23 @@ class _Run:
             )  # fmt: skip
 
         report = publish(
-            model, self.output, self.settings.report or (self.output.parent if self.output else None), describe,
-            external=self.external,
+            model, self.output, self._folder, describe, external=self.external,
             write=self.output is not None and self.workdir.must_write(present_digest(self.output)),
         )  # fmt: skip
         return Result(load(self.output) if self.output is not None else load(embedded(model.ir)), report)
 
+    @property
+    def _folder(self) -> Path | None:
+        """Where the report goes."""
+        return self.settings.report or (self.output.parent if self.output else None)
+
     def _notes(self, after: Facts) -> list[str]:
-        """What became of the limits, the target and the overrides that the recipe names."""
+        """What became of the limits, the target and the overrides that the recipe names, and of the report's name."""
         newest = self.recipe.target.max_opset
         notes = [*self._limit_notes, *self.idle.notes()]
+        name = "report" if self._folder is None else report_name(self._folder, self.output)
+        if name != "report":
+            notes.append(f"report.json is not of this output, whose report is {name}.json")
         if newest is None or after.opset <= newest:
             return notes
         return [*notes, f"the output has opset {after.opset}, more than target.max_opset, {newest}"]

@@ -1,6 +1,7 @@
 """Putting the results of a run in place: the model and its report, or where that fails neither."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ def publish(
             size = sum(file.stat().st_size for file in files)
             made.append(describe(size, digest_of(files)) if files else describe(None, None))
             if folder is not None:
-                place.append(stack.enter_context(made[0].staged(folder)))
+                place.append(stack.enter_context(made[0].staged(folder, report_name(folder, output))))
 
         if output is not None and write:
             model.save(output, external_data=external, ready=ready)
@@ -47,6 +48,32 @@ def publish(
         for files_in_place in place:
             files_in_place()
     return made[0]
+
+
+def report_name(folder: Path, output: Path | None) -> str:
+    """What the report on an output is called in a folder, but for its suffix.
+
+    `report`, unless a report on another output, or anything else, has that name: then it is named after the output.
+    """
+    if output is None:
+        return "report"
+    own, found = f"{output.stem}.report", _reported(folder / "report.json")
+    free = found is _NOTHING and not (folder / f"{own}.json").exists()
+    return "report" if free or found == output.name else own
+
+
+_NOTHING = object()
+
+
+def _reported(path: Path) -> object:
+    """The name of the output that a report is on; `_NOTHING` where there is no file, None for anything else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return _NOTHING
+    except (OSError, ValueError):
+        return None
+    return found.get("output") if isinstance(found, dict) else None
 
 
 def present_digest(output: Path) -> str:

@@ -17,6 +17,7 @@ from onnxopt.inputs import Inputs
 from onnxopt.model import Model
 from onnxopt.passing import Findings, Pass
 from onnxopt.reading import external_files
+from onnxopt.rewrites import REWRITES_LEFT, REWRITES_RUN
 from onnxopt.verify import Verdict, Verifier
 
 _PACKAGES = ("onnxopt", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -85,6 +86,7 @@ class Report:
     deployed_drift: float | None = None
     metric: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
+    memory: dict[str, int | None] = field(default_factory=dict)
     sizes: dict[str, list[int]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -99,8 +101,8 @@ class Report:
         return plain
 
     @contextlib.contextmanager
-    def staged(self, folder: Path) -> Iterator[Callable[[], None]]:
-        """Write `report.json` and the resolved recipe `report.recipe.yaml` beside where they go.
+    def staged(self, folder: Path, name: str = "report") -> Iterator[Callable[[], None]]:
+        """Write `NAME.json` and the resolved recipe `NAME.recipe.yaml` beside where they go.
 
         What the block gets puts them in place; what it leaves is taken away at its end.
 
@@ -108,8 +110,8 @@ class Report:
             ModelError: the folder cannot be written.
         """
         texts = {
-            folder / "report.json": json.dumps(self.to_dict(), indent=1) + "\n",
-            folder / "report.recipe.yaml": yaml.safe_dump(self.recipe, sort_keys=False),
+            folder / f"{name}.json": json.dumps(self.to_dict(), indent=1) + "\n",
+            folder / f"{name}.recipe.yaml": yaml.safe_dump(self.recipe, sort_keys=False),
         }
         temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
 
@@ -164,10 +166,12 @@ def last(steps: Sequence[Step], key: str) -> float | None:
     return values[-1] if values else None
 
 
-def status(inputs: Inputs, verifier: Verifier) -> str:
-    """The first line of a summary: whether the run was verified end to end, and on what."""
+def status(inputs: Inputs, verifier: Verifier, steps: Sequence[Step]) -> str:
+    """The first line of a summary: whether the run was verified end to end, and on what; or what was not."""
     if verifier.unverified is not None:
-        return f"UNVERIFIED END TO END: {verifier.unverified}"
+        run, left = (sum(step.measures.get(key, 0) for step in steps) for key in (REWRITES_RUN, REWRITES_LEFT))
+        parts = f"; rewrites run by themselves: {run} of {run + left}, not run: {left}" if run + left else ""
+        return f"UNVERIFIED END TO END: {verifier.unverified}{parts}"
     count = sum(inputs.rows[: verifier.batches])
     kind = "calibration" if inputs.calibration else "evaluation"
     data = "synthetic data" if inputs.synthetic else f"{count} sample{'s'[: count != 1]} of {kind} data"

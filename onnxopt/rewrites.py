@@ -31,8 +31,10 @@ logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[ir.Model, Mapping[str, Any]], dict[str, Any]]
 
+REWRITES_RUN, REWRITES_LEFT = "rewrites_run", "rewrites_not_run"
+
 _WEIGHT_BYTES = 2**28
-"""Weights of all regions that are run: each travels to another process."""
+"""Weights of all regions that are run: each is read anew for every session."""
 
 _LARGEST = 2**26
 """Regions with more bytes of weights are not run: they would take the memory that this level saves."""
@@ -114,6 +116,10 @@ class Rewrites:
             done = failing = [(part, lines) for part, lines in again if lines]
         self.broken += [line for _, lines in failing for line in lines]
         self._constants(before, after)
+
+    def counts(self) -> dict[str, int]:
+        """How many pieces were run and how many were not, as a step's measures."""
+        return {REWRITES_RUN: self.checked, REWRITES_LEFT: self.unchecked}
 
     def summary(self) -> str:
         """One line about what was run."""

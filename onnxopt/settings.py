@@ -22,7 +22,7 @@ class Settings:
     """How a run is carried out, as opposed to what it does (the recipe).
 
     Attributes:
-        report: folder of report.json; None: beside the output.
+        report: folder of report.json (of a second output NAME.onnx: NAME.report.json); None: the output's.
         work: work folder, kept; None: `OUTPUT.work`, removed at the end.
         resume: go on where a killed run stopped.
         accept_loss: keep what the collapse guard refuses.

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxopt import comparing
+from onnxopt.analysis.declarations import belied, disproved
+from onnxopt.analysis.parameters import stored_bytes
 from onnxopt.analysis.precision import default_tolerance
 from onnxopt.backends import machine
 from onnxopt.backends.jobs import check_file, run_afresh, run_batches
@@ -143,26 +143,14 @@ class Verifier:
             ModelError: the checker refuses the original, no session loads it, or it gives NaN on real data.
         """
         self._check_original()
-        if self.level == "structure":
-            self.unverified = "asked for by verify.level"
-            return
-        if (why := self._too_large(model)) is not None:
+        if (why := "asked for by verify.level" if self.level == "structure" else self._too_large(model)) is not None:
             self._fall_back(why)
+            if not self._full_check:
+                self._false_outputs = disproved(model)
             return
         self._tolerance = default_tolerance(model)
-        self._chance = self._last_chance = self._without_chance(self._original)
-        started = time.monotonic()
         try:
-            self._reference = self._run(self._original, SessionMode.REFERENCE, self._feeds[:1])
-            self._fit_time(time.monotonic() - started, batches)
-            if batches is None:
-                self._fit_memory()
-            self._reference += self._run(self._original, SessionMode.REFERENCE, self._feeds[1:])
-            without = self._run(self._original, SessionMode.NOISE_NONE, self._feeds)
-            self._noise = comparing.noise(self._run(self._original, SessionMode.NOISE_ALL, self._feeds), without)
-            self._guard_outputs = self._run(self._original, SessionMode.DEPLOYED, self._guard)
-            if self.level == "full":
-                self._deployed = self._run(self._original, SessionMode.DEPLOYED, self._feeds)
+            self._run_original(batches)
         except WorkerDied as error:
             self._fall_back(f"the original ended the runtime: {error}")
             return
@@ -176,9 +164,24 @@ class Verifier:
             return
         self._previous = self._reference
         self._refuse_nan()
-        self._false_outputs = _falsely_declared(model, self._reference)
+        self._false_outputs = belied(model, self._reference)
         self._full_check = self._full_check and not self._false_outputs
         self._settle_guard()
+
+    def _run_original(self, batches: int | None) -> None:
+        """All that is compared with, on as many batches as there is time and memory for."""
+        self._chance = self._last_chance = self._without_chance(self._original)
+        started = time.monotonic()
+        self._reference = self._run(self._original, SessionMode.REFERENCE, self._feeds[:1])
+        self._fit_time(time.monotonic() - started, batches)
+        if batches is None:
+            self._fit_memory()
+        self._reference += self._run(self._original, SessionMode.REFERENCE, self._feeds[1:])
+        without = self._run(self._original, SessionMode.NOISE_NONE, self._feeds)
+        self._noise = comparing.noise(self._run(self._original, SessionMode.NOISE_ALL, self._feeds), without)
+        self._guard_outputs = self._run(self._original, SessionMode.DEPLOYED, self._guard)
+        if self.level == "full":
+            self._deployed = self._run(self._original, SessionMode.DEPLOYED, self._feeds)
 
     def _settle_guard(self) -> None:
         """Where nothing or too little is held back, the guard looks at the samples that outputs are compared on."""
@@ -205,8 +208,7 @@ class Verifier:
         """
         started = time.monotonic()
         verdict = Verdict(self.level)
-        complaint = self._worker.call(check_file, str(candidate), full=self._full_check)
-        if complaint is not None:
+        if (complaint := self._complaint(candidate)) is not None:
             broken = (f"the file is not valid ONNX: {complaint}",)
             return replace(verdict, broken=broken, seconds=time.monotonic() - started), _nothing
         if self.unverified is not None:
@@ -305,10 +307,32 @@ class Verifier:
         if not self._full_check:
             logger.info("the original's declared shapes contradict each other; candidates are checked without them")
 
+    def _complaint(self, candidate: Path) -> str | None:
+        """The checker's complaint about a candidate; declared shapes are no matter where the original's are false.
+
+        Where nothing is compared, that is found out when the checker complains: from the graph, or by one run of the
+        original if there is room for its session.
+        """
+        complaint: str | None = self._worker.call(check_file, str(candidate), full=self._full_check)
+        if complaint is None or not self._full_check or self.unverified is None:
+            return complaint
+        model = load(self._original)
+        self._false_outputs = disproved(model) or self._belied_by_a_run(model)
+        self._full_check = not self._false_outputs
+        return complaint if self._full_check else self._complaint(candidate)
+
+    def _belied_by_a_run(self, model: Model) -> list[str]:
+        if self._config.level != "structure" or self._too_large(model) is not None:
+            return []
+        try:
+            return belied(model, self._run(self._original, SessionMode.REFERENCE, self._feeds[:1]))
+        except OnnxOptError as error:
+            logger.info("the original was not run to see the shapes of its outputs: %s", error)
+            return []
+
     def _too_large(self, model: Model) -> str | None:
         """A session holds about the weights' size again; where that is most of what is free, none is opened."""
-        weights = sum(value.const_value.nbytes for value in model.weights() if value.const_value is not None)
-        needed = machine.session_bytes(weights)
+        needed = machine.session_bytes(stored_bytes(model))
         if machine.has_room(needed):
             return None
         free = machine.free_memory_bytes()
@@ -346,19 +370,6 @@ class Verifier:
                 f"{self._original}: the original gives NaN in output {name} on sample batch {feed}; "
                 "check the data's scaling, or give data that the model can take"
             )
-
-
-def _falsely_declared(model: Model, outputs: Sequence[Outputs]) -> list[str]:
-    """Outputs that come in another shape than the model says; no check of declared shapes can hold a file to that."""
-    found = dict[str, None]()
-    for info, values in ((info, values) for info in model.signature.outputs for values in outputs):
-        array = values.get(info.name)
-        if info.shape is None or not isinstance(array, np.ndarray):
-            continue
-        sizes = zip(info.shape, array.shape, strict=False)
-        if len(info.shape) != array.ndim or any(isinstance(a, int) and a != b for a, b in sizes):
-            found[info.name] = None
-    return list(found)
 
 
 def require(verdict: Verdict, what: str) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxopt.analysis.symbols import Fact, Symbols, symbols
+from onnxopt.analysis.symbols import Call, Fact, Symbols, constant_fact, indexing, symbols
 from onnxopt.analysis.symbols.facts import Shape
+from onnxopt.analysis.symbols.repeats import repeated
 from onnxopt.model import Model
 from onnxopt.passes.clean import is_constant
 
@@ -35,7 +36,19 @@ class Known:
         self._heirs[value] = self._heirs.get(of, of)
 
     def _fact(self, value: ir.Value | None) -> Fact:
-        return self._symbols.of(None if value is None else self._heirs.get(value, value))
+        found = self._symbols.of(None if value is None else self._heirs.get(value, value))
+        new = found.shape is None and value is not None and is_constant(self.model, value)
+        return constant_fact(value) if new and value is not None else found
+
+    def call(self, node: ir.Node) -> Call:
+        """A node with what is known of its inputs."""
+        inputs = tuple(None if value is None else self._fact(value) for value in node.inputs)
+        return Call(node, inputs, self._symbols.space, self.model.opset)
+
+    def repeated(self, node: ir.Node) -> ir.Value | None:
+        """The input that a node's first output equals, as far as shapes tell; None where none is known to."""
+        index = repeated(self.call(node), self._fact(node.outputs[0]))
+        return None if index is None else node.inputs[index]
 
     def dims(self, value: ir.Value | None) -> Shape | None:
         """Sizes of the axes: numbers, and expressions of the sizes of inputs; None for an unknown rank."""
@@ -122,18 +135,11 @@ def read_once(value: ir.Value) -> bool:
 
 
 def cuts(node: ir.Node, known: Known) -> dict[int, tuple[int, int, int]] | None:
-    """What a Slice takes of each axis: start, end, step; None where that is no constant."""
-    if known.model.opset < 10:
-        starts, ends, axes = (ints_of(node, name) for name in ("starts", "ends", "axes"))
-        steps = None
-    else:
-        starts, ends, axes, steps = (known.integers(input_of(node, index)) for index in (1, 2, 3, 4))
-        if (axes is None and input_of(node, 3) is not None) or (steps is None and input_of(node, 4) is not None):
-            return None
-    if starts is None or ends is None:
-        return None
-    axes = list(range(len(starts))) if axes is None else axes
-    steps = [1] * len(starts) if steps is None else steps
-    if len({len(starts), len(ends), len(axes), len(steps), len(set(axes))}) > 1:
-        return None
-    return dict(zip(axes, zip(starts, ends, steps, strict=True), strict=True))
+    """What a Slice takes of each axis, as it counts them: start, end, step; None where that is not known in numbers."""
+    found = indexing.cuts(known.call(node)) or {}
+    numbers = {
+        axis: (start, end, step)
+        for axis, (start, end, step) in found.items()
+        if isinstance(start, int) and isinstance(end, int)
+    }
+    return numbers if numbers and len(numbers) == len(found) else None

@@ -182,14 +182,18 @@ class _Batch:
         return edit.add_weight(f"{node.outputs[0].name}_constant", source, _home(node))
 
     def _root(self, value: ir.Value) -> ir.Value:
-        """What is read in place of a value in the end; the way there is shortened for whoever asks next."""
-        path = []
-        while value in self._replaced:
-            path.append(value)
-            value = self._replaced[value]
-        for passed in path:
-            self._replaced[passed] = value
-        return value
+        return root(value, self._replaced)
+
+
+def root(value: ir.Value, replaced: dict[ir.Value, ir.Value]) -> ir.Value:
+    """What is read in place of a value in the end; the way there is shortened for whoever asks next."""
+    path = []
+    while value in replaced:
+        path.append(value)
+        value = replaced[value]
+    for passed in path:
+        replaced[passed] = value
+    return value
 
 
 def _fits(node: ir.Node, put: Put) -> bool:

@@ -1,8 +1,10 @@
 """Model and report come together or not at all, whichever of them cannot be written."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ import pytest
 from onnxopt import models
 from onnxopt.errors import ModelError
 from onnxopt.model import Model, load
-from onnxopt.publish import check_output, check_report, present_digest, publish
+from onnxopt.publish import check_output, check_report, present_digest, publish, report_name
 from onnxopt.reading import digest
 from onnxopt.report import Facts, Report, total_bytes
 
 
 def report(file_bytes: int | None, digest: str | None) -> Report:
     facts = Facts(1, 17, 1, 4, None, file_bytes, digest)
-    return Report(verified=True, status="fine", before=facts, after=facts, recipe={"passes": ["clean"]})
+    return Report(
+        verified=True, status="fine", before=facts, after=facts, recipe={"passes": ["clean"]}, output="out.onnx"
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -53,6 +57,23 @@ def test_without_an_output_or_without_a_report(tmp_path: Path, model: Model) -> 
     assert "report.json" not in content(tmp_path)
 
 
+def test_a_report_is_never_put_in_the_place_of_another(tmp_path: Path, model: Model) -> None:
+    assert report_name(tmp_path, tmp_path / "a.onnx") == "report"
+    for name, expected in (("a", "report"), ("b", "b.report"), ("a", "report"), ("b", "b.report")):
+        output = tmp_path / f"{name}.onnx"
+        assert report_name(tmp_path, output) == expected
+
+        def of_it(file_bytes: int | None, digest: str | None, output: Path = output) -> Report:
+            return replace(report(file_bytes, digest), output=output.name)
+
+        publish(model, output, tmp_path, of_it, external=False, write=True)
+        assert json.loads((tmp_path / f"{expected}.json").read_text())["output"] == output.name
+    (tmp_path / "report.json").unlink()
+    assert report_name(tmp_path, tmp_path / "b.onnx") == "b.report", "where it is already"
+    assert report_name(tmp_path, tmp_path / "c.onnx") == "report"
+    assert report_name(tmp_path, None) == "report"
+
+
 def full(*_: Any, **__: Any) -> Any:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -83,7 +104,7 @@ def test_a_fault_leaves_all_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model, fault: Callable[..., None], external: bool
 ) -> None:
     for name in ("out.onnx", "report.json", "report.recipe.yaml"):
-        (tmp_path / name).write_bytes(b"old")
+        (tmp_path / name).write_bytes(b'{"output": "out.onnx"}')
     fault(tmp_path, monkeypatch)
     before = content(tmp_path)
     with pytest.raises(ModelError, match="cannot write"):

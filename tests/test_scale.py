@@ -105,6 +105,11 @@ def test_three_gigabytes_are_cleaned_and_quantized(tmp_path: Path, capsys: pytes
     report = json.loads((target.parent / "report.json").read_text())
     assert report["status"].startswith("UNVERIFIED")
     assert report["verified"] is False
+    [counts] = re.findall(r"^UNVERIFIED .* run by themselves: (\d+) of (\d+), not run: (\d+)$", ran.out, re.MULTILINE)
+    run, all_, left = map(int, counts)
+    assert run >= 8
+    assert run + left == all_ == 2 * LAYERS + 1
+    assert report["memory"]["worker_peak_bytes"] > 1e6 * ran.child > 0
     model = load(target)
     assert model.opset >= 21, "before, there are no weights of 4 bits"
     operators = [node.op_type for node in model.nodes()]
@@ -115,4 +120,5 @@ def test_three_gigabytes_are_cleaned_and_quantized(tmp_path: Path, capsys: pytes
         "small.onnx", "small.onnx.data", "report.json", "report.recipe.yaml",
     }  # fmt: skip
     assert ran.own < 1000
+    assert ran.child < 1000
     assert ran.seconds < 90

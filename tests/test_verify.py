@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 
 import onnxopt.verify
-from onnxopt import models, verify
+from onnxopt import models
 from onnxopt.backends import machine
 from onnxopt.backends.jobs import check_file
 from onnxopt.backends.worker import Worker
@@ -341,10 +341,45 @@ def test_contradicting_shapes_of_the_original_are_not_held_against_candidates(
     assert judged(made, tmp_path, wrong % "Abs").broken
 
 
-def test_an_output_that_comes_in_another_shape_than_declared_is_told() -> None:
-    model = load(onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N] y, float[N, 2] z) '
-        "{ y = Neg (x)  z = Abs (x) }"
-    ))  # fmt: skip
-    array = np.zeros((3, 2), np.float32)
-    assert verify._falsely_declared(model, [{"y": array, "z": array}]) == ["y"]
+HIDDEN = "g (float[2, 3] x) => (float[2, %d] y) { %s  r = Relu (x)  y = Reshape (r, s) }"
+PLAIN = "g (float[2, 3] x) => (float[2, %d] y) { y = %s (x) }"
+TARGETS = {
+    "inferred": "s = Shape (x)",
+    "run": "l = Constant <value_floats = [0.7, 1.1]> ()  e = Exp (l)  f = Round (e)  s = Cast <to = 7> (f)",
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("level", ["structure", "full"])
+def test_a_false_output_shape_that_a_candidate_brings_to_light_is_the_original_s(
+    verifier: Any, tmp_path: Path, target: str, level: str
+) -> None:
+    """The checker infers nothing of the original's output, and all of the candidate's."""
+    made = verifier(HIDDEN % (9, TARGETS[target]), [{"x": X[:2]}], level=level)
+    assert judged(made, tmp_path, PLAIN % (9, "Relu")).broken == ()
+    assert "output y has another shape than the original declares" in made.notes
+    assert "not valid" in judged(made, tmp_path, PLAIN % (9, "Reluu")).broken[0]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_false_output_shape_that_a_candidate_makes_is_its_own(verifier: Any, tmp_path: Path, target: str) -> None:
+    made = verifier(HIDDEN % (3, TARGETS[target]), [{"x": X[:2]}], level="structure")
+    doubled = "g (float[2, 3] x) => (float[2, 3] y) { y = Concat <axis = 1> (x, x) }"
+    assert "differ in dimension" in judged(made, tmp_path, doubled).broken[0]
+    assert made.notes == []
+
+
+def test_where_no_session_fits_false_output_shapes_are_known_from_the_graph(
+    verifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "has_room", lambda needed: False)
+    for target, broken in (("inferred", False), ("run", True)):
+        made = verifier(HIDDEN % (9, TARGETS[target]), [{"x": X[:2]}])
+        assert "free" in made.unverified
+        assert bool(judged(made, tmp_path, PLAIN % (9, "Relu")).broken) is broken
+
+
+def test_an_output_that_the_checker_knows_to_be_declared_falsely_is_told_at_every_level(verifier: Any) -> None:
+    for level in ("structure", "full"):
+        made = verifier(PLAIN % (9, "Relu"), [{"x": X[:2]}], level=level)
+        assert "output y has another shape than the original declares" in made.notes

@@ -33,6 +33,7 @@ class Sketch:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}
 
     def require(self, opset: int = 0, ir_version: int = 0) -> None:
         """Raise the versions to at least these."""
@@ -40,10 +41,10 @@ class Sketch:
 
     def fresh(self, stem: str) -> str:
         """A name not used yet: the stem itself, or with a number."""
-        name, number = stem, 0
+        name = stem
         while name in self._taken:
-            number += 1
-            name = f"{stem}_{number}"
+            self._numbers[stem] = self._numbers.get(stem, 0) + 1
+            name = f"{stem}_{self._numbers[stem]}"
         self._taken.add(name)
         return name
 

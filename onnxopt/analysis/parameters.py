@@ -94,6 +94,11 @@ def stored(model: Model) -> Iterator[Stored]:
             yield Stored(value, _params(value, tensor) if counts else 0, tensor.nbytes)
 
 
+def stored_bytes(model: Model) -> int:
+    """Bytes of all constants, wherever they stand."""
+    return sum(each.nbytes for each in stored(model))
+
+
 def _encodings(model: Model, nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
     """Constants that are scales, zero points and the like of others."""
     for node in nodes:

@@ -7,24 +7,13 @@ from typing import Annotated
 
 import typer
 
+from onnxopt.cli import options
+from onnxopt.cli.options import Json, ModelFile, Shapes, Threads, pass_names
+
 app = typer.Typer(
     name="onnxopt", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="A compiler for trained networks: an ONNX file in, a smaller and faster one out.",
 )  # fmt: skip
-
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-Shapes = Annotated[
-    list[str] | None, typer.Option("--shape", metavar="x:1,3,224,224", help="shape of an input with dynamic axes")
-]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="threads of sessions")]
-
-
-def _pass_names(incomplete: str) -> list[str]:
-    """What a shell offers where a pass is named."""
-    from onnxopt.discovery import pass_names
-
-    return [name for name in sorted(pass_names()) if name.startswith(incomplete)]
 
 
 @app.callback(invoke_without_command=True)
@@ -48,43 +37,28 @@ def _top(
 @app.command()
 def run(
     model: ModelFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="file to write")],
-    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="recipe file (YAML)")] = None,
-    passes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--pass", "-p", metavar="NAME[:k=v,...]", help="a pass; may be repeated", autocompletion=_pass_names
-        ),
-    ] = None,
-    data: Annotated[str | None, typer.Option("--data", metavar="SPEC", help="calibration data")] = None,
-    eval_data: Annotated[str | None, typer.Option("--eval-data", metavar="SPEC", help="evaluation data")] = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", help="metric: a name, or YAML like {kind: topk, k: 5}")
-    ] = None,
-    target: Annotated[str | None, typer.Option("--target", help="portable, cpu, cuda, or YAML of a profile")] = None,
-    verify: Annotated[str | None, typer.Option("--verify", help="full, sample or structure")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="passes.1.bits=3", help="change one value of the recipe")
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", help="folder for report.json; else beside the output")
-    ] = None,
-    work: Annotated[Path | None, typer.Option("--work", help="work folder, kept")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on where a killed run stopped")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check everything, print the plan, change nothing")
-    ] = False,
-    on_violation: Annotated[str | None, typer.Option("--on-violation", help="stop, or skip the pass")] = None,
-    accept_loss: Annotated[bool, typer.Option("--accept-loss", help="keep results that collapsed")] = False,
-    allow_code: Annotated[bool, typer.Option("--allow-code", help="let a recipe file name Python code")] = False,
-    if_changed: Annotated[bool, typer.Option("--if-changed", help="do nothing when the output is up to date")] = False,
-    reproduce: Annotated[
-        bool, typer.Option("--reproduce", help="on a violation, leave a minimal model that shows it")
-    ] = False,
-    force_order: Annotated[bool, typer.Option("--force-order", help="run passes in the order given")] = False,
+    output: options.Output,
+    recipe: options.Recipe = None,
+    passes: options.Passes = None,
+    data: options.Data = None,
+    eval_data: options.EvalData = None,
+    metric: options.Metric = None,
+    target: options.Target = None,
+    verify: options.Verify = None,
+    set_: options.Set = None,
+    report: options.ReportFolder = None,
+    work: options.Work = None,
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    on_violation: options.OnViolation = None,
+    accept_loss: options.AcceptLoss = False,
+    allow_code: options.AllowCode = False,
+    if_changed: options.IfChanged = False,
+    reproduce: options.Reproduce = False,
+    force_order: options.ForceOrder = False,
     shape: Shapes = None,
     threads: Threads = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")] = False,
+    quiet: options.Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe on a model, prove what it did, and write the result with its report."""
@@ -115,7 +89,7 @@ def passes(as_json: Json = False) -> None:
 
 @app.command()
 def explain(
-    name: Annotated[str, typer.Argument(metavar="PASS", autocompletion=_pass_names)], as_json: Json = False
+    name: Annotated[str, typer.Argument(metavar="PASS", autocompletion=pass_names)], as_json: Json = False
 ) -> None:
     """Explain one pass: what it does, its contract and its options."""
     from onnxopt.cli import passes as command

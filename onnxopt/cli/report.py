@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from onnxopt import atomic
 from onnxopt.cli import output as out
-from onnxopt.cli.run import before_and_after, show
+from onnxopt.cli.run import before_and_after, peak_memory, show
 from onnxopt.comparing import shown
 from onnxopt.errors import DataError, Declined, RecipeError
 from onnxopt.passing import Change
@@ -123,6 +123,7 @@ def html(found: Report) -> str:
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         report=found,
         rows=before_and_after(found),
+        memory=peak_memory(found),
         limits=_limits(found),
         data=_data(found),
         steps=[_shown(step) for step in found.steps],

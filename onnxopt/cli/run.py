@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from onnxopt import pipeline, recipe
+from onnxopt.analysis.parameters import stored_bytes
 from onnxopt.cli import output as out
 from onnxopt.cli.progress import progress
 from onnxopt.comparing import shown
@@ -20,6 +21,7 @@ from onnxopt.inputs import Inputs, gather
 from onnxopt.measuring import bind
 from onnxopt.model import Model, load
 from onnxopt.passing import Exact, Limits, Pass
+from onnxopt.publish import report_name
 from onnxopt.reading import digest
 from onnxopt.recipe import Recipe
 from onnxopt.report import Report, versions
@@ -90,8 +92,6 @@ def build_recipe(given: Arguments) -> tuple[Recipe, bool]:
     written = _code(content)
     if given.passes:
         content["passes"] = [*recipe.checked_list(content.get("passes") or []), *map(recipe.parse_pass, given.passes)]
-    if not content.get("passes"):
-        raise RecipeError("nothing to do: name a recipe with -r, or passes with -p (`onnxopt passes` lists them)")
     for key, text in (("target", given.target), ("verify", given.verify), ("on_violation", given.on_violation)):
         if text is not None:
             content[key] = recipe.yaml_value(text, f"--{key.replace('_', '-')}")
@@ -103,7 +103,10 @@ def build_recipe(given: Arguments) -> tuple[Recipe, bool]:
     recipe.settle_shorthands(content)
     for assignment in given.set_:
         recipe.set_value(content, assignment)
-    return recipe.build(content, force_order=given.force_order), given.allow_code or not written & _code(content)
+    made = recipe.build(content, force_order=given.force_order)
+    if not made.passes:
+        raise RecipeError("nothing to do: name a recipe with -r, or passes with -p (`onnxopt passes` lists them)")
+    return made, given.allow_code or not written & _code(content)
 
 
 def _code(content: dict[str, Any]) -> set[str]:
@@ -128,17 +131,24 @@ def show(report: Report, *, limited: bool) -> None:
         typer.echo(f"drift (relative L2): {shown(report.drift)}, as deployed {shown(report.deployed_drift)}")
         if report.deployed_drift > _LARGE_DRIFT and not limited and report.metric is None:
             typer.echo(f"WARNING: {_unjudged(report.deployed_drift)}")
+    if (memory := peak_memory(report)) is not None:
+        typer.echo(f"peak memory: {memory}")
     for step in report.steps:
         left = f", {len(step.declined)} declined" if step.declined else ""
         count = len(step.changes)
         why = f": {step.why}" if step.why else f", {count} change{'s' * (count != 1)}{left}"
         typer.echo(f"  {step.name}: {step.outcome}{why} ({step.seconds:.1f} s)")
-        if step.outcome == "unchanged":
-            for reason, times in Counter(entry["why"] for entry in step.declined).most_common(2):
-                typer.echo(f"    declined {times}x: {reason}")
+        reasons = Counter(entry["why"] for entry in step.declined)
+        for reason, times in reasons.most_common(_REASONS):
+            typer.echo(f"    declined {times}x: {reason}")
+        if (more := len(reasons) - _REASONS) > 0:
+            typer.echo(f"    and for {more} other reason{'s' * (more != 1)}, which the report names")
     for note in report.notes:
         typer.echo(f"note: {note}")
 
+
+_REASONS = 3
+"""Of those for which a pass declined, the most frequent."""
 
 _LARGE_DRIFT = 0.3
 """Above this the outputs are likely to say something else."""
@@ -170,11 +180,19 @@ def before_and_after(report: Report) -> list[list[object]]:
     ]
     if (latency := report.latency) is not None:
         times = [f"{latency['before_ms']:.3g}", f"{latency['after_ms']:.3g}"]
-        rows.append(["latency (ms)", *times, out.ratio(latency["ratio"])])
+        rows.append(["latency (ms)", *times, f"{out.ratio(latency['ratio'])} (median of pairs)"])
     if (metric := report.metric) is not None:
         scores = [f"{metric['before']:.4f}", f"{metric['after']:.4f}"]
         rows.append([metric["name"], *scores, f"{metric['drop']:+.4f} lost"])
     return rows
+
+
+def peak_memory(report: Report) -> str | None:
+    """What the run took, this process and the worker apart."""
+    if not report.memory:
+        return None
+    own, worker = (out.size(report.memory.get(key)) for key in ("own_peak_bytes", "worker_peak_bytes"))
+    return f"{own} with mapped files, and {worker} in the worker process"
 
 
 _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -191,7 +209,7 @@ def _show_plan(given: Arguments, made: Recipe, allow_code: bool) -> None:
     inputs = _inputs(given, made, model, allow_code)
     if made.data.metric is not None:
         bind(made.data.metric, inputs, allow_code)
-    weights = sum(value.const_value.nbytes for value in model.weights() if value.const_value is not None)
+    weights = stored_bytes(model)
     plan = [_planned(pass_) for pass_ in pipeline.plan(made.passes)]
     facts = {
         "model": str(given.model), "weights": out.size(weights), "session memory, about": out.size(2 * weights),
@@ -234,7 +252,8 @@ def _inputs(given: Arguments, made: Recipe, model: Model, allow_code: bool) -> I
 
 def _up_to_date(given: Arguments, made: Recipe, allow_code: bool) -> bool:
     """Whether the output's report speaks of this model, recipe, data and version."""
-    path = (given.report or given.output.absolute().parent) / "report.json"
+    folder = given.report or given.output.absolute().parent
+    path = folder / f"{report_name(folder, given.output)}.json"
     try:
         report = json.loads(path.read_text())
         same_output = report["after"]["digest"] == digest(given.output)

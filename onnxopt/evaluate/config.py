@@ -85,7 +85,18 @@ class MetricConfig(BaseModel):
         if self.label is None and self.shift and not labels:
             return _chosen(None, integers, where, "label (an input, as targets are inputs shifted)", notes)
         known = labels if self.label is None else labels + integers
+        if not known:
+            problem = "label is missing" if self.label is None else f"no label {self.label!r}"
+            shifted = "; where the targets are an input, shifted, give `shift: 1`" if "shift" in self._options else ""
+            raise RecipeError(f"{where}: {problem}; the data hold no labels: {_HOW}{shifted}{notes}")
         return _chosen(self.label, known, where, "label", notes)
+
+    @property
+    def _options(self) -> frozenset[str]:
+        return kind_of(self.kind).options
+
+
+_HOW = "add an array `label/NAME` with a class number for each sample"
 
 
 def _chosen(name: str | None, known: list[str], where: str, what: str, notes: str = "") -> str:

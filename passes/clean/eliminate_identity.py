@@ -5,6 +5,7 @@ import onnx_ir as ir
 from onnxopt import carried
 from onnxopt.edit import Edit
 from onnxopt.model import Model
+from onnxopt.passes.rewriting import root
 from onnxopt.passing import Context, Findings, Pass
 
 
@@ -22,7 +23,7 @@ class EliminateIdentity(Pass):
             return findings
         edit, shapes = Edit(self.name), dict[ir.Value, ir.Shape | None]()
         for value in replaced:
-            node, source = value.producer(), _root(value, replaced)
+            node, source = value.producer(), root(value, replaced)
             assert node is not None
             edit.rewire(value, source)
             edit.remove(node)
@@ -43,7 +44,7 @@ class EliminateIdentity(Pass):
         for node in model.nodes():
             if node.op_type != "Identity" or node.domain or node.inputs[0] is None:
                 continue
-            value, source = node.outputs[0], _root(node.inputs[0], replaced)
+            value, source = node.outputs[0], root(node.inputs[0], replaced)
             if value.name in trained and value.graph is model.graph:
                 findings.decline(node, self.name, "training info names its output")
                 continue
@@ -64,14 +65,3 @@ class EliminateIdentity(Pass):
 def _made_beside(source: ir.Value, value: ir.Value) -> bool:
     """Whether a node of the graph that `value` is an output of makes `source`."""
     return source.producer() is not None and source.graph is value.graph
-
-
-def _root(value: ir.Value, replaced: dict[ir.Value, ir.Value]) -> ir.Value:
-    """What is read in place of a value in the end; the way there is shortened for whoever asks next."""
-    path = []
-    while value in replaced:
-        path.append(value)
-        value = replaced[value]
-    for passed in path:
-        replaced[passed] = value
-    return value

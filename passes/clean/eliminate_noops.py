@@ -3,9 +3,10 @@
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.analysis.symbols.repeats import NEUTRAL, REPEATS
 from onnxopt.model import Model
 from onnxopt.passes.known import Known, cuts, input_of, int_of, ints_of, made_by, text_of
-from onnxopt.passes.rewriting import Outcome, Rule, rewrite
+from onnxopt.passes.rewriting import Outcome, Rule, Rules, rewrite
 from onnxopt.passing import Context, Findings, Pass
 
 _EVERYTHING = 2**31 - 1
@@ -42,42 +43,15 @@ def _dropout(node: ir.Node, known: Known) -> Outcome:
 
 
 def _transpose(node: ir.Node, known: Known) -> Outcome:
-    """Also where nothing but axes of size 1 change places."""
-    dims, perm = known.dims(node.inputs[0]), ints_of(node, "perm")
-    if perm is None:
-        perm = None if dims is None else list(reversed(range(len(dims))))
-    if perm is None or perm == sorted(perm):
-        return None if perm is None else node.inputs[0]
-    if dims is None or len(dims) != len(perm):
-        return None
-    moved = [axis for axis in perm if dims[axis] != 1]
-    return node.inputs[0] if moved == sorted(moved) and known.same_shape(*_ends(node)) else None
-
-
-def _ends(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
-    return node.inputs[0], node.outputs[0]
-
-
-def _same_shape(node: ir.Node, known: Known) -> Outcome:
-    return node.inputs[0] if known.same_shape(*_ends(node)) else None
+    perm = ints_of(node, "perm")
+    return node.inputs[0] if perm and perm == sorted(perm) else None
 
 
 def _own_shape(node: ir.Node, known: Known) -> Outcome:
-    """Reshape or Expand to the shape that it has; Reshape by zeros alone, which stand for the sizes there are."""
+    """Reshape or Expand to the shape that it has."""
     shape = made_by(input_of(node, 1), "Shape")
-    if shape is not None and shape.inputs[0] is node.inputs[0] and not shape.attributes:
-        return node.inputs[0]
-    sizes = known.integers(input_of(node, 1))
-    if sizes is None or node.op_type == "Expand":
-        ones = sizes is not None and set(sizes) <= {1}
-        rank = known.rank(node.inputs[0])
-        return node.inputs[0] if ones and sizes is not None and (rank or 0) >= len(sizes) else None
-    zeros = set(sizes) == {0} and not int_of(node, "allowzero", 0)
-    return node.inputs[0] if zeros and known.rank(node.inputs[0]) == len(sizes) else None
-
-
-def _flatten(node: ir.Node, known: Known) -> Outcome:
-    return node.inputs[0] if known.rank(node.inputs[0]) == 2 and int_of(node, "axis", 1) in (1, -1) else None
+    own = shape is not None and shape.inputs[0] is node.inputs[0] and not shape.attributes
+    return node.inputs[0] if own else None
 
 
 def _neutral(number: float, *places: int) -> Rule:
@@ -125,23 +99,19 @@ def _einsum(node: ir.Node, known: Known) -> Outcome:
 
 
 def _pad(node: ir.Node, known: Known) -> Outcome:
-    pads = ints_of(node, "pads") or ints_of(node, "paddings")
-    if pads is None:
-        pads = known.integers(input_of(node, 1))
-    return node.inputs[0] if pads is not None and not any(pads) else None
+    amounts = known.call(node).integers(1, "pads" if known.model.opset > 1 else "paddings")
+    return node.inputs[0] if amounts is not None and not any(amounts) else None
 
 
 def _slice(node: ir.Node, known: Known) -> Outcome:
-    cut, dims = cuts(node, known), known.dims(node.inputs[0])
+    """From the first entry to the last, however many there are."""
+    cut = cuts(node, known)
     if cut is None:
         return None
-    for axis, (start, end, step) in cut.items():
-        size = dims[axis] if dims is not None and -len(dims) <= axis < len(dims) else None
-        first = start == 0 or start <= -_EVERYTHING or (isinstance(size, int) and start <= -size)
-        last = end >= _EVERYTHING or (isinstance(size, int) and end >= size)
-        if not (first and last and step == 1):
-            return None
-    return node.inputs[0]
+    whole = all(
+        (start == 0 or start <= -_EVERYTHING) and end >= _EVERYTHING and step == 1 for start, end, step in cut.values()
+    )
+    return node.inputs[0] if whole else None
 
 
 def _tile(node: ir.Node, known: Known) -> Outcome:
@@ -158,24 +128,15 @@ def _resize(node: ir.Node, known: Known) -> Outcome:
         ones = not attribute.is_ref() and all(scale == 1 for scale in attribute.as_floats())
         return node.inputs[0] if ones else None
     scales = input_of(node, 1 if node.op_type == "Upsample" or known.model.opset < 11 else 2)
-    sized = known.integers(input_of(node, 3)) is not None and known.same_shape(*_ends(node))
-    return node.inputs[0] if known.is_all(scales, 1) or sized else None
+    return node.inputs[0] if known.is_all(scales, 1) else None
 
 
 def _reduce(node: ir.Node, known: Known) -> Outcome:
-    """No axes, where that means none of them, or axes of size 1 that stay."""
-    axes = ints_of(node, "axes")
+    """No axes, where that means none of them."""
     given = input_of(node, 1)
-    if given is not None:
-        axes = known.integers(given)
-        if axes is None:
-            return None
-    if not axes:
-        return node.inputs[0] if int_of(node, "noop_with_empty_axes", 0) else None
-    dims = known.dims(node.inputs[0])
-    if dims is None or not int_of(node, "keepdims", 1) or not all(-len(dims) <= axis < len(dims) for axis in axes):
-        return None
-    return node.inputs[0] if all(dims[axis] == 1 for axis in axes) else None
+    axes = ints_of(node, "axes") if given is None else known.integers(given)
+    none = not axes and (given is None or axes is not None)
+    return node.inputs[0] if none and int_of(node, "noop_with_empty_axes", 0) else None
 
 
 def _clip(node: ir.Node, known: Known) -> Outcome:
@@ -224,28 +185,26 @@ def _relu_after_clip(node: ir.Node, known: Known) -> Outcome:
     return node.inputs[0] if np.all(low >= 0) and (high is None or np.all(high >= 0)) else None
 
 
+def _repeats(node: ir.Node, known: Known) -> Outcome:
+    """What the sizes of its inputs tell."""
+    return known.repeated(node)
+
+
 _ROUNDED = ("Ceil", "Floor", "Round")
 
 
-RULES: dict[str, list[Rule]] = {
+_OWN: Rules = {
     "Abs": [_after("Abs", "Relu")],
-    "Add": [_neutral(0, 0, 1)],
-    "And": [_neutral(True, 0, 1)],
     "AveragePool": [_pool],
-    "BitShift": [_neutral(0, 1)],
-    "BitwiseOr": [_neutral(0, 0, 1)],
-    "BitwiseXor": [_neutral(0, 0, 1)],
     "Cast": [_same_type],
     "CastLike": [_same_type],
     "Ceil": [_after(*_ROUNDED)],
     "Clip": [_clip],
     "Concat": [_single],
     "DepthToSpace": [_block],
-    "Div": [_neutral(1, 1)],
     "Dropout": [_dropout],
     "Einsum": [_einsum],
-    "Expand": [_own_shape, _same_shape],
-    "Flatten": [_flatten, _same_shape],
+    "Expand": [_own_shape],
     "Floor": [_after(*_ROUNDED)],
     "GlobalAveragePool": [_global_pool],
     "GlobalMaxPool": [_global_pool],
@@ -253,32 +212,33 @@ RULES: dict[str, list[Rule]] = {
     "MaxPool": [_pool],
     "Mean": [_single],
     "Min": [_single],
-    "Mul": [_neutral(1, 0, 1)],
     "Neg": [_involution],
     "Not": [_involution],
-    "Or": [_neutral(False, 0, 1)],
     "Pad": [_pad],
-    "Pow": [_neutral(1, 1)],
     "ReduceMax": [_reduce],
     "ReduceMean": [_reduce],
     "ReduceMin": [_reduce],
     "ReduceProd": [_reduce],
     "ReduceSum": [_reduce],
     "Relu": [_after("Relu"), _relu_after_clip],
-    "Reshape": [_own_shape, _same_shape],
+    "Reshape": [_own_shape],
     "Resize": [_resize],
     "Round": [_after(*_ROUNDED)],
     "Sign": [_after("Sign")],
     "Slice": [_slice],
     "SpaceToDepth": [_block],
     "Split": [_single_output],
-    "Squeeze": [_same_shape],
-    "Sub": [_neutral(0, 1)],
     "Sum": [_single],
-    "Tile": [_tile, _same_shape],
+    "Tile": [_tile],
     "Transpose": [_transpose],
-    "Unsqueeze": [_same_shape],
     "Upsample": [_resize],
     "Where": [_where],
-    "Xor": [_neutral(False, 0, 1)],
 }
+"""Rules that need no sizes, or know more than those."""
+
+_NEUTRALS: Rules = {op: [_neutral(number, *((0, 1) if either else (1,)))] for op, (number, either) in NEUTRAL.items()}
+
+_SIZED: Rules = {op: [_repeats] for op in REPEATS if op not in NEUTRAL and op != "Identity"}
+"""Identities are another pass's, which knows when one must stay."""
+
+RULES: Rules = {**_NEUTRALS, **{op: [*_OWN.get(op, ()), *_SIZED.get(op, ())] for op in {**_OWN, **_SIZED}}}

@@ -13,6 +13,7 @@ from onnxopt.errors import ModelError
 from onnxopt.model import Model
 from onnxopt.nodes import label
 from onnxopt.passes.clean import is_constant
+from onnxopt.passes.known import Known
 from onnxopt.passing import Context, Findings, Pass
 
 _FIRST_WITHOUT_SPATIAL, _FIRST_WITH_MODE, _FIRST_PLAIN = 9, 14, 7
@@ -29,14 +30,14 @@ class FoldBatchnorm(Pass):
         findings = Findings()
         sources = Sources()
         while True:
-            declined, before = Findings(), len(findings.changes)
+            declined, before, known = Findings(), len(findings.changes), Known(model)
             layers = {layer.y: layer for layer in context.linears}
             for node in list(model.nodes()):
                 if node.op_type != "BatchNormalization" or node.domain:
                     continue
                 x = node.inputs[0]
                 layer = None if x is None else layers.pop(x, None)
-                edit = self._edit(model, context, node, layer, sources)
+                edit = self._edit(known, context, node, layer, sources)
                 if isinstance(edit, str):
                     declined.decline(node, self.name, edit)
                     continue
@@ -48,16 +49,16 @@ class FoldBatchnorm(Pass):
                 return findings
 
     def _edit(
-        self, model: Model, context: Context, node: ir.Node, layer: Linear | None, sources: Sources
+        self, known: Known, context: Context, node: ir.Node, layer: Linear | None, sources: Sources
     ) -> Edit | str:
         """The edit that folds a node into the layer before it, or why there is none."""
-        if why := _not_inference(model, node):
+        if why := _not_inference(known.model, node):
             return why
         if layer is None:
             return _no_layer(node)
-        if why := _not_foldable(model, node, layer):
+        if why := _not_foldable(known, node, layer):
             return why
-        norm = _parameters(model, node, sources)
+        norm = _parameters(known.model, node, sources)
         if isinstance(norm, str):
             return norm
         groups, out, _ = layer.shape
@@ -107,7 +108,7 @@ def _no_layer(node: ir.Node) -> str:
     return f"it normalizes the output of {what}, no layer with constant weights of its own"
 
 
-def _not_foldable(model: Model, node: ir.Node, layer: Linear) -> str | None:
+def _not_foldable(known: Known, node: ir.Node, layer: Linear) -> str | None:
     """Why a layer cannot take the node in; None where it can."""
     weight = layer.weight
     if layer.y.is_graph_output() or len(layer.y.uses()) != 1:
@@ -116,11 +117,11 @@ def _not_foldable(model: Model, node: ir.Node, layer: Linear) -> str | None:
         return f"{layer.name} lies in another graph"
     if layer.addend is not None:
         return f"{layer.name} adds {layer.addend.name}, which is no constant bias"
-    if _channel_axis(layer) != 1:
+    if _channel_axis(layer, known) != 1:
         return f"the output features of {layer.name} are not, or not known to be, the channels that it normalizes"
     if weight.is_shared:
         return f"weight {weight.root.name} of {layer.name} has other readers"
-    if weight.root.is_initializer() and not is_constant(model, weight.root):
+    if weight.root.is_initializer() and not is_constant(known.model, weight.root):
         return f"weight {weight.root.name} of {layer.name} can be fed by callers"
     if any(step.op_type == "DequantizeLinear" for step in weight.steps):
         return f"weight {weight.root.name} of {layer.name} is stored quantized"
@@ -129,12 +130,12 @@ def _not_foldable(model: Model, node: ir.Node, layer: Linear) -> str | None:
     return None
 
 
-def _channel_axis(layer: Linear) -> int | None:
+def _channel_axis(layer: Linear, known: Known) -> int | None:
     """Axis of the output features, counted from the front."""
     if layer.y_axis >= 0:
         return layer.y_axis
-    if layer.y.shape is not None:
-        return layer.y_axis + len(layer.y.shape)
+    if (rank := known.rank(layer.y)) is not None:
+        return layer.y_axis + rank
     return None if layer.x_rank is None else layer.y_axis + max(layer.x_rank, len(layer.weight.shape))
 
 

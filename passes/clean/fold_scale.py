@@ -12,11 +12,11 @@ from onnxopt.analysis.linear import KEEP, Linear
 from onnxopt.analysis.linear.layer import is_vector
 from onnxopt.analysis.linear.sources import Source, Sources
 from onnxopt.analysis.linear.steps import FLOATS
-from onnxopt.analysis.shapes import Shapes, infer
 from onnxopt.edit import Edit
 from onnxopt.errors import ModelError
 from onnxopt.model import Model
 from onnxopt.passes.clean import is_constant
+from onnxopt.passes.known import Known
 from onnxopt.passing import Context, Findings, Pass
 
 _LAYOUT = frozenset({
@@ -82,9 +82,9 @@ class _Work:
     again: bool = False
 
     @cached_property
-    def _shapes(self) -> Shapes:
-        """What holds at all sizes of dynamic axes."""
-        return infer(self.model)
+    def _known(self) -> Known:
+        """What holds at all sizes of dynamic axes, whatever the file declares of inner values."""
+        return Known(self.model)
 
     @cached_property
     def _biases(self) -> set[ir.Node]:
@@ -105,7 +105,7 @@ class _Work:
 
     def _ranked(self, layer: Linear) -> Linear:
         """The layer, with a rank of its input that the graph does not state but that follows."""
-        dims = self._shapes.of(layer.x) if layer.x_rank is None and self._beside(layer) else None
+        dims = self._known.dims(layer.x) if layer.x_rank is None and self._beside(layer) else None
         if not dims:
             return layer
         axis = -2 if layer.x_axis == -2 and len(dims) > 1 else -1
@@ -126,7 +126,7 @@ class _Work:
         rank = len(scale.form.shape)
         over = scale.form.shape
         if node.op_type not in ("LayerNormalization", "RMSNormalization"):
-            dims = self._shapes.of(node.outputs[0]) or self._shapes.of(node.inputs[0] or "")
+            dims = self._known.dims(node.outputs[0]) or self._known.dims(node.inputs[0])
             rank = 0 if dims is None else len(dims)
             over = (*over, *(1,) * (rank - 2)) if rank else ()
         why = None if _NORMS[node.op_type] == 2 else f"{node.op_type} has no shift to take it"
@@ -195,7 +195,7 @@ class _Work:
 
     def _is_scalar(self, step: Step) -> bool:
         """Whether the constant is one number, and gives the result no more axes than x has."""
-        dims = self._shapes.of(step.x)
+        dims = self._known.dims(step.x)
         return all(size == 1 for size in step.shape) and len(step.shape) <= (0 if dims is None else len(dims))
 
     def _before(self, layer: Linear, biased: bool) -> Chain:
@@ -219,7 +219,7 @@ class _Work:
 
     def _unfit(self, layer: Linear, step: Step, biased: bool) -> str | None:
         """Why a step before a layer has to stay."""
-        over, dims = _inputs(layer), self._shapes.of(step.x) or ()
+        over, dims = _inputs(layer), self._known.dims(step.x) or ()
         if step.shifts and not biased:
             return "it would only become an Add"
         if step.shifts and layer.geometry is not None and (layer.kind == "conv_transpose" or _pads(layer)):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.analysis.linear.steps import FLOATS
-from onnxopt.analysis.shapes import Shapes, infer
-from onnxopt.analysis.skeleton import Dims
 from onnxopt.analysis.structure import constant_array
+from onnxopt.analysis.symbols.facts import Shape
 from onnxopt.edit import Edit
 from onnxopt.model import Model
 from onnxopt.passes.clean import is_constant
+from onnxopt.passes.known import Known
 from onnxopt.passing import Context, Findings, Pass
 
 _FIRST_THAT_BROADCASTS, _FIRST_WITHOUT_ADDEND = 7, 11
@@ -30,7 +29,7 @@ class FuseGemm(Pass):
     """
 
     def run(self, model: Model, context: Context) -> Findings:
-        work = _Work(model, self.name)
+        work = _Work(model, self.name, Known(model))
         if model.opset < _FIRST_THAT_BROADCASTS:
             return work.findings
         waiting = list(model.nodes())[::-1]
@@ -48,30 +47,21 @@ class _Work:
     """One run of the pass.
 
     Attributes:
+        known: what holds at all sizes of dynamic axes, whatever the file declares of inner values.
         gone: nodes that were replaced.
-        heirs: new value -> the one in whose place it is.
         reshaped: values of which nothing is known any more.
     """
 
     model: Model
     rule: str
+    known: Known
     findings: Findings = field(default_factory=Findings)
     gone: set[ir.Node] = field(default_factory=set)
-    heirs: dict[ir.Value, ir.Value] = field(default_factory=dict)
     reshaped: set[ir.Value] = field(default_factory=set)
 
-    @cached_property
-    def _shapes(self) -> Shapes:
-        """What holds at all sizes of dynamic axes."""
-        return infer(self.model)
-
-    def dims(self, value: ir.Value) -> Dims | None:
-        """Shape of a value: sizes, symbols, None where unknown."""
-        return None if value in self.reshaped else self._shapes.of(self.heirs.get(value, value))
-
-    def dtype(self, value: ir.Value) -> ir.DataType | None:
-        """Element type of a value."""
-        return self._shapes.dtype(self.heirs.get(value, value))
+    def dims(self, value: ir.Value) -> Shape | None:
+        """Shape of a value: sizes, and expressions of the sizes of inputs; None for an unknown rank."""
+        return None if value in self.reshaped else self.known.dims(value)
 
     def replace(self, old: list[ir.Node], new: list[ir.Node], what: str, edit: Edit | None = None) -> None:
         """Put nodes in the place of others, of which the last one gives the result; names stay."""
@@ -88,7 +78,7 @@ class _Work:
         if not after.is_graph_output():
             after.name = name
         self.gone.update(old)
-        self.heirs[after] = self.heirs.get(before, before)
+        self.known.inherit(after, before)
 
 
 def _reader(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -153,7 +143,7 @@ def _product(work: _Work, node: ir.Node) -> _Product | None:
         return None
     if any((dims := work.dims(value)) is None or len(dims) != 2 for value in operands):
         return None
-    if work.dtype(operands[0]) not in FLOATS:
+    if work.known.dtype(operands[0]) not in FLOATS:
         return None
     if any(_is_dequantized(value) for value in operands):
         work.findings.decline(node, work.rule, "its weight is stored quantized, which runtimes compute with in MatMul")
@@ -212,7 +202,7 @@ def _between_reshapes(work: _Work, node: ir.Node) -> list[ir.Node]:
     dims, shape = work.dims(x) or (), _sizes(work, weight)
     if shape is None or len(dims) < 3 or not _is_row(work, addend, shape[1]) or _is_dequantized(weight):
         return []
-    if work.dtype(x) not in FLOATS:
+    if work.known.dtype(x) not in FLOATS:
         return []
     present, target = _constant(work, last.inputs[1]), _target(work, last, (*dims[:-1], shape[1]))
     if present is None or target is None or last.inputs[0] is not add.outputs[0]:
@@ -231,7 +221,7 @@ def _between_reshapes(work: _Work, node: ir.Node) -> list[ir.Node]:
     return [gemm]
 
 
-def _target(work: _Work, reshape: ir.Node, dims: Dims) -> npt.NDArray[np.int64] | None:
+def _target(work: _Work, reshape: ir.Node, dims: Shape) -> npt.NDArray[np.int64] | None:
     """What a Reshape asks for, without references to the axes of its input; None where that is not known.
 
     Args:
@@ -270,7 +260,7 @@ def _without_reshapes(work: _Work, node: ir.Node) -> list[ir.Node]:
     if any(node.attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
         return []
     before, after = work.dims(first.inputs[0]) or (), work.dims(last.outputs[0]) or ()
-    same = len(before) > 1 and None not in before and after == (*before[:-1], shape[1]) and before[-1] == shape[0]
+    same = len(before) > 1 and after == (*before[:-1], shape[1]) and before[-1] == shape[0]
     if not same or last.inputs[0] is not node.outputs[0]:
         return []
     if addend is not None and not _is_row(work, addend, shape[1]):

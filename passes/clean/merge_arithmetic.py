@@ -1,6 +1,6 @@
 """Arithmetic with constants in a row, and limits in a row: one node does as well."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,9 @@ as much."""
 _FACTORS = (1e-6, 1e6)
 """Sizes of factors that no intermediate result overflows or vanishes by."""
 
+_ALIKE = {"Add": ("Add", "Sub"), "Sub": ("Add", "Sub"), "Mul": ("Mul", "Div"), "Div": ("Mul", "Div")}
+"""Operator -> those that may stand in a row with it."""
+
 
 class MergeArithmetic(Pass):
     """Merge additions of constants, multiplications by constants, and limits (Relu, Clip) that follow one another.
@@ -26,96 +29,126 @@ class MergeArithmetic(Pass):
     """
 
     def run(self, model: Model, context: Context) -> Findings:
-        return rewrite(model, RULES, self.name)
+        merged, kept = _rows(model, Known(model))
+
+        def in_a_row(node: ir.Node, known: Known) -> Outcome:
+            return merged.pop(node, None) or kept.get(node)
+
+        return rewrite(model, {**_LIMITED, **{op_type: [in_a_row] for op_type in _ALIKE}}, self.name)
 
 
 @dataclass(frozen=True)
-class _Step:
-    """x + sign * number, or x * number ** sign."""
+class _Row:
+    """x + sign * number, or x * number ** sign: a node, or so many in a row.
 
+    Attributes:
+        node: the last of them.
+        source: x.
+        number: as it is stored for one node, in double precision for several; integers in their own type.
+        dtype: of the constants.
+        count: how many nodes.
+        before: the row that makes x and cannot be one with this.
+        why: why it cannot, where that is worth saying.
+    """
+
+    node: ir.Node
     source: ir.Value
     number: Array
     sign: int
+    dtype: np.dtype[np.generic]
+    count: int = 1
+    before: "_Row | None" = None
+    why: str | None = None
 
 
-def _step(node: ir.Node, known: Known) -> _Step | None:
+def _rows(model: Model, known: Known) -> tuple[dict[ir.Node, Put], dict[ir.Node, str]]:
+    """What to put in the place of the last nodes of rows, and why rows are not longer.
+
+    Every constant is taken once. What was kept apart is tried again when the row behind it has grown.
+    """
+    rows: dict[ir.Node, _Row] = {}
+    for node in model.nodes():
+        if node.domain or node.op_type not in _ALIKE or (row := _row(node, known)) is None:
+            continue
+        inner = made_by(row.source, *_ALIKE[node.op_type])
+        if inner is not None and inner.graph is node.graph and read_once(inner.outputs[0]):
+            row = replace(row, before=rows.get(inner))
+        while (a := row.before) is not None:
+            number = _together(a, row)
+            if number is None or isinstance(number, str):
+                row = replace(row, why=number)
+                break
+            del rows[a.node]
+            row = _Row(node, a.source, number, 1, row.dtype, a.count + row.count, a.before)
+        rows[node] = row
+    merged = {node: _put(row) for node, row in rows.items() if row.count > 1}
+    return merged, {node: row.why for node, row in rows.items() if row.why}
+
+
+def _row(node: ir.Node, known: Known) -> _Row | None:
     if {"axis", "broadcast"} & node.attributes.keys():  # before opset 7
         return None
-    for place in (1, 0) if node.op_type in ("Add", "Mul") else (1,):
+    sign = 1 if node.op_type in ("Add", "Mul") else -1
+    for place in (1, 0) if sign == 1 else (1,):
         source, number = node.inputs[1 - place], known.array(node.inputs[place])
         if source is None or number is None or known.array(source) is not None:
             continue
-        if number.dtype.kind in "fiuV":
-            return _Step(source, number, 1 if node.op_type in ("Add", "Mul") else -1)
+        if number.dtype.kind in ("fV" if node.op_type == "Div" else "fiuV"):
+            return _Row(node, source, number, sign, number.dtype)
     return None
 
 
-def _steps(node: ir.Node, known: Known, *op_types: str) -> tuple[_Step, _Step] | None:
-    """Two such nodes of which nobody else reads the first, with constants that stay as small as they are."""
-    inner, then = None, _step(node, known)
-    if then is not None:
-        inner = made_by(then.source, *op_types)
-    if inner is None or then is None or not read_once(inner.outputs[0]) or inner.graph is not node.graph:
-        return None
-    first = _step(inner, known)
-    if first is None or first.number.dtype != then.number.dtype:
+def _together(a: _Row, b: _Row) -> Array | str | None:
+    """What both add or multiply by, where one constant holds it that is no larger than they are."""
+    if a.dtype != b.dtype:
         return None
     try:
-        size = np.broadcast(first.number, then.number).size
+        size = np.broadcast(a.number, b.number).size
     except ValueError:
         return None
-    return (first, then) if size <= max(first.number.size, then.number.size) else None
-
-
-def _sums(node: ir.Node, known: Known) -> Outcome:
-    steps = _steps(node, known, "Add", "Sub")
-    if steps is None:
+    if size > max(a.number.size, b.number.size):
         return None
-    (a, b), dtype = steps, steps[0].number.dtype
-    what = "two additions of constants are one"
-    if dtype.kind in "iu":
-        with np.errstate(over="ignore"):
-            whole = _signed(a) + _signed(b)
-        return Put("Add", [a.source, whole], {}, what)
-    total = a.sign * a.number.astype(np.float64) + b.sign * b.number.astype(np.float64)
-    largest = max(float(np.linalg.norm(step.number.astype(np.float64))) for step in steps)
-    if largest > _CANCELLED.get(dtype.itemsize, 1.0) * float(np.linalg.norm(total)):
-        return "the constants that it and the node before it add cancel, and with them what rounding leaves of x"
-    stored = _stored(total, dtype)
-    return None if stored is None else Put("Add", [a.source, stored], {}, what)
+    with np.errstate(all="ignore"):
+        total = _sum(a, b) if a.node.op_type in _ALIKE["Add"] else _product(a, b)
+        return total if isinstance(total, str) or a.dtype.kind in "iu" or _holds(a.dtype, total) else None
 
 
-def _signed(step: _Step) -> Array:
-    return step.number if step.sign > 0 else np.zeros_like(step.number) - step.number
+def _sum(a: _Row, b: _Row) -> Array | str:
+    x, y = (_exactly(row) if row.sign > 0 else -_exactly(row) for row in (a, b))
+    total = np.asarray(x + y)
+    if a.dtype.kind not in "iu":
+        largest = max(float(np.linalg.norm(x)), float(np.linalg.norm(y)))
+        if largest > _CANCELLED.get(a.dtype.itemsize, 1.0) * float(np.linalg.norm(total)):
+            return "the constants that it and the node before it add cancel, and with them what rounding leaves of x"
+    return total
 
 
-def _products(node: ir.Node, known: Known) -> Outcome:
-    steps = _steps(node, known, "Mul", "Div")
-    if steps is None:
-        return None
-    (a, b), dtype = steps, steps[0].number.dtype
-    what = "two multiplications by constants are one"
-    if dtype.kind in "iu":
-        if a.sign < 0 or b.sign < 0:
-            return None
-        with np.errstate(over="ignore"):
-            return Put("Mul", [a.source, np.asarray(a.number * b.number)], {}, what)
-    factors = [np.abs(step.number.astype(np.float64)) for step in steps]
-    if not all(np.all((factor >= _FACTORS[0]) & (factor <= _FACTORS[1])) for factor in factors):
+def _product(a: _Row, b: _Row) -> Array | str:
+    factors = [_exactly(row) if row.sign > 0 else 1 / _exactly(row) for row in (a, b)]
+    if a.dtype.kind not in "iu" and not all(map(_is_moderate, factors)):
         return "the constants that it and the node before it multiply by are too large or small for one product"
-    total = a.number.astype(np.float64) ** a.sign * b.number.astype(np.float64) ** b.sign
-    stored = _stored(total, dtype)
-    return None if stored is None else Put("Mul", [a.source, stored], {}, what)
+    return np.asarray(factors[0] * factors[1])
 
 
-def _stored(total: Array, dtype: np.dtype[np.generic]) -> Array | None:
-    """Numbers in a type that holds them about as exactly as others of that type; None also where one is infinite."""
-    if not np.isfinite(total).all():
-        return None
-    with np.errstate(over="ignore", under="ignore"):
-        stored = np.asarray(total.astype(dtype))
-    error = np.abs(stored.astype(np.float64) - total)
-    return stored if np.all(error <= 2.0 ** (1 - _PRECISION.get(dtype.name, 1)) * np.abs(total)) else None
+def _is_moderate(factor: Array) -> bool:
+    size = np.abs(factor)
+    return bool(np.all((size >= _FACTORS[0]) & (size <= _FACTORS[1])))
+
+
+def _exactly(row: _Row) -> Array:
+    """The number in double precision; an integer as it is, for it wraps."""
+    return row.number if row.dtype.kind in "iu" else row.number.astype(np.float64, copy=False)
+
+
+def _put(row: _Row) -> Put:
+    op_type, what = ("Add", "additions of") if row.node.op_type in _ALIKE["Add"] else ("Mul", "multiplications by")
+    return Put(op_type, [row.source, row.number.astype(row.dtype)], {}, f"{row.count} {what} constants are one")
+
+
+def _holds(dtype: np.dtype[np.generic], total: Array) -> bool:
+    """Whether a type has numbers about as exactly as others of that type; False also where one is infinite."""
+    error = np.abs(total.astype(dtype).astype(np.float64) - total)
+    return bool(np.all(error <= 2.0 ** (1 - _PRECISION.get(dtype.name, 1)) * np.abs(total)))
 
 
 _PRECISION = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
@@ -180,11 +213,4 @@ def _end(number: float, none: float, place: int, *limits: _Limits) -> ir.Value |
     return np.array(number, dtype)
 
 
-RULES: Rules = {
-    "Add": [_sums],
-    "Clip": [_clips],
-    "Div": [_products],
-    "Mul": [_products],
-    "Relu": [_clips],
-    "Sub": [_sums],
-}
+_LIMITED: Rules = {"Clip": [_clips], "Relu": [_clips]}

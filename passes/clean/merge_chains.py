@@ -3,7 +3,9 @@
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.analysis.symbols.arguments import reshape_target
 from onnxopt.analysis.symbols.facts import Shape
+from onnxopt.analysis.symbols.repeats import moves_nothing
 from onnxopt.model import Model
 from onnxopt.passes.known import Known, cuts, input_of, int_of, ints_of, made_by, read_once
 from onnxopt.passes.rewriting import Outcome, Put, Rules, rewrite
@@ -41,17 +43,7 @@ class MergeChains(Pass):
 def _shaping(value: ir.Value | None, known: Known) -> ir.Node | None:
     """The node that makes a value, if all it does is to give data another shape."""
     node = made_by(value, *_SHAPING, "Transpose")
-    return node if node is not None and (node.op_type != "Transpose" or _moves_nothing(node, known)) else None
-
-
-def _moves_nothing(node: ir.Node, known: Known) -> bool:
-    """Whether only axes of size 1 change places in a transposition."""
-    dims = known.dims(node.inputs[0])
-    if dims is None:
-        return False
-    perm = ints_of(node, "perm") or list(reversed(range(len(dims))))
-    moved = [axis for axis in perm if axis >= len(dims) or dims[axis] != 1]
-    return moved == sorted(moved)
+    return node if node is not None and (node.op_type != "Transpose" or moves_nothing(known.call(node))) else None
 
 
 def _last_reshape(node: ir.Node, known: Known) -> Outcome:
@@ -76,14 +68,14 @@ def _same(a: Shape | None, b: Shape | None, axis: int) -> bool:
 def _shapes(node: ir.Node, known: Known) -> Outcome:
     """Two changes of shape are one Reshape, or none, where the last shape can be written down."""
     inner = _shaping(node.inputs[0], known)
-    if inner is None or known.model.opset < 5 or (node.op_type == "Transpose" and not _moves_nothing(node, known)):
+    if inner is None or known.model.opset < 5 or (node.op_type == "Transpose" and not moves_nothing(known.call(node))):
         return None
     if inner.op_type == node.op_type == "Transpose":
         return None
     source = inner.inputs[0]
     if known.same_shape(source, node.outputs[0]):
         return source
-    sizes = _written(known.dims(source), known.dims(node.outputs[0]))
+    sizes = _target(source, node, known)
     if sizes is None:
         return None
     what = f"{inner.op_type} and {node.op_type} are one Reshape to {sizes}"
@@ -95,18 +87,16 @@ def _static_shape(node: ir.Node, known: Known) -> Outcome:
     shape = input_of(node, 1)
     if shape is None or shape.producer() is None:
         return None
-    sizes = _written(known.dims(node.inputs[0]), known.dims(node.outputs[0]))
+    sizes = _target(node.inputs[0], node, known)
     if sizes is None:
         return None
     return Put("Reshape", [node.inputs[0], np.array(sizes, np.int64)], {}, f"the shape is always {sizes}")
 
 
-def _written(before: Shape | None, after: Shape | None) -> list[int] | None:
-    """The shape for a Reshape: sizes, 0 for those that stay, at most one -1; None where that does not do."""
-    if before is None or after is None or 0 in after:
-        return None
-    sizes = [dim if isinstance(dim, int) else 0 if _same(before, after, axis) else -1 for axis, dim in enumerate(after)]
-    return sizes if sizes.count(-1) <= 1 else None
+def _target(source: ir.Value | None, node: ir.Node, known: Known) -> list[int] | None:
+    """What a Reshape of a value is to be told to give what a node gives."""
+    result = known.dims(node.outputs[0])
+    return None if result is None else reshape_target(known.dims(source), result)
 
 
 def _axes(node: ir.Node, known: Known) -> list[int] | None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.analysis.symbols.indexing import pads
+from onnxopt.analysis.symbols.rules import only_numbers
 from onnxopt.model import Model
 from onnxopt.passes.known import Known, input_of, int_of, ints_of, made_by, read_once, text_of
 from onnxopt.passes.rewriting import Outcome, Put, Rules, rewrite
@@ -48,29 +50,24 @@ class _Padding:
 def _padding(node: ir.Node | None, known: Known) -> _Padding | None:
     if node is None or node.inputs[0] is None or text_of(node, "mode", "constant") != "constant":
         return None
+    amounts, number = pads(known.call(node)), _filler(node, known)
+    if not amounts or number is None:
+        return None
+    begins, ends = (only_numbers(side) for side in zip(*amounts, strict=True))
+    return None if begins is None or ends is None else _Padding(node.inputs[0], tuple(begins), tuple(ends), number)
+
+
+def _filler(node: ir.Node, known: Known) -> float | None:
+    """The number that a Pad pads by; None where it is not known, or no float is it."""
     if known.model.opset < 11:
         value = node.attributes.get("value")
-        pads, axes, number = ints_of(node, "pads"), None, 0.0 if value is None else value.as_float()
-    else:
-        pads, axes = known.integers(input_of(node, 1)), known.integers(input_of(node, 3))
-        filler = known.array(input_of(node, 2))
-        missing = (filler is None and input_of(node, 2) is not None) or (axes is None and input_of(node, 3) is not None)
-        if missing or (filler is not None and (filler.size != 1 or filler.dtype.kind in "cb")):
-            return None
-        if filler is not None and filler.dtype.kind in "iu" and abs(int(filler.ravel()[0])) > 2**53:
-            return None  # no float is it
-        number = 0.0 if filler is None else float(filler.ravel()[0])
-    if not pads or len(pads) % 2:
-        return None
-    half = len(pads) // 2
-    rank = half if axes is None else known.rank(node.inputs[0])
-    axes = list(range(half)) if axes is None else axes
-    if rank is None or len(axes) != half or not all(-rank <= axis < rank for axis in axes):
-        return None
-    begins, ends = [0] * rank, [0] * rank
-    for place, axis in enumerate(axes):
-        begins[axis], ends[axis] = pads[place], pads[half + place]
-    return _Padding(node.inputs[0], tuple(begins), tuple(ends), number)
+        return 0.0 if value is None else value.as_float()
+    given = input_of(node, 2)
+    array = known.array(given)
+    if given is None or array is None:
+        return 0.0 if given is None else None
+    exact = array.dtype.kind not in "iu" or bool(np.all(np.abs(array.astype(object)) <= 2**53))
+    return float(array.ravel()[0]) if array.size == 1 and array.dtype.kind not in "cb" and exact else None
 
 
 def _pads(node: ir.Node, known: Known) -> Outcome:

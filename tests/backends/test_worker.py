@@ -175,11 +175,28 @@ def test_memory_limit_makes_an_error_of_it(monkeypatch):
 
 
 def test_peak_memory_is_the_workers(worker):
+    worker.call("worker_functions:echo")
     before = worker.peak_memory()
     if before is None:
         pytest.skip("the system does not tell")
     worker.call("worker_functions:allocate", before)
     assert worker.peak_memory() > 1.2 * before
+
+
+def test_peak_memory_is_that_of_the_largest_process(monkeypatch):
+    monkeypatch.syspath_prepend(HERE)
+    with Worker() as worker:
+        assert worker.peak_memory() is None
+        worker.call("worker_functions:allocate", 300 << 20)
+        peak, first = worker.peak_memory(), worker.pid
+        if peak is None:
+            pytest.skip("the system does not tell")
+        with pytest.raises(WorkerDied):
+            worker.call("worker_functions:leave", 1)
+        with pytest.raises(ModuleNotFoundError):
+            worker.call("nowhere:nothing")
+        assert worker.pid != first
+        assert worker.peak_memory() == peak > 300 << 20
 
 
 # Deaths

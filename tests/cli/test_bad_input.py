@@ -257,6 +257,7 @@ RECIPES = {
         "the right order is clean, quantize-weights", "--force-order",
     ),
     "passes: []": ("nothing to do",),
+    "pases: [clean]": ("unknown key pases;", "did you mean passes?", "known keys: data, limits,"),
     "version: 2\npasses: [clean]": ("version: input should be 1, not 2",),
     "seed: many\npasses: [clean]": ("seed: must be a whole number, not 'many'",),
     "passes: [clean]\nlimits: {drift: -1}": ("limits.drift", "greater than 0, not -1"),

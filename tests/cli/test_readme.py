@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from onnxopt.evaluate import KINDS
+
 Cli = Callable[..., Any]
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -65,3 +67,8 @@ def test_python(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = (ready / "small.onnx").stat().st_size
     assert capsys.readouterr().out == f"verified end to end on 8 samples of calibration data {size}\n"
     assert [value.name for value in names["session"].get_inputs()] == ["images"]
+
+
+def test_all_metrics_are_named() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert [name for name in KINDS if f"`{name}`" not in text] == []

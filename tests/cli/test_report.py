@@ -128,11 +128,19 @@ def test_names_are_text_on_the_page(cli: Cli, reported: dict[str, Any]) -> None:
 def test_unverified_comes_first(cli: Cli, folder: Path) -> None:
     assert cli("run", "tiny.onnx", "-o", "out.onnx", "-p", "clean", "--verify", "structure").code == 0
     found = page(cli)
-    assert found.lines[0] == "UNVERIFIED END TO END: asked for by verify.level"
+    assert found.lines[0].startswith("UNVERIFIED END TO END: asked for by verify.level; rewrites run by themselves: ")
     assert ("h1", {"class": "unverified"}) in found.tags
     text = found.text
     assert "metric\nnot measured" in text
     assert "limits\nnone" in text
+
+
+def test_peak_memory(cli: Cli, reported: dict[str, Any]) -> None:
+    changed(reported, memory={"own_peak_bytes": 3 << 30, "worker_peak_bytes": None})
+    assert "peak memory\n3 GiB with mapped files, and ? in the worker process" in page(cli).text
+    changed(reported, memory={})
+    assert "peak memory" not in page(cli).text
+    assert "peak memory" not in cli("report", "report.json").out
 
 
 def test_what_is_not_a_number(cli: Cli, reported: dict[str, Any]) -> None:
@@ -195,6 +203,7 @@ def test_binary_files(cli: Cli, folder: Path) -> None:
         (lambda r: r["before"].pop("nodes"), "before.nodes"),
         (lambda r: r["metric"].pop("drop"), "metric.drop"),
         (lambda r: r["latency"].update(ratio="fast"), "latency.ratio"),
+        (lambda r: r["memory"].update(own_peak_bytes="much"), "memory.own_peak_bytes"),
         (lambda r: r["steps"][2]["changes"][0].pop("rule"), "steps.2.changes.0.rule"),
         (lambda r: r["steps"][2].update(seconds=None), "steps.2.seconds"),
         (lambda r: r.update(verified=False), "contradict"),
@@ -203,7 +212,7 @@ def test_binary_files(cli: Cli, folder: Path) -> None:
         (lambda r: r["steps"][2]["options"].update(limits=[1]), "limits"),
         (lambda r: r["steps"][2].update(verdict={"drift": "much"}), "verdict.drift"),
     ],
-    ids=["facts", "metric", "latency", "change", "step", "not verified", "unverified", "limits", "options", "verdict"],
+    ids=["facts", "metric", "latency", "memory", "change", "step", "claim", "status", "limits", "options", "verdict"],
 )
 def test_damaged_reports(cli: Cli, reported: dict[str, Any], spoil: Callable[[dict[str, Any]], Any], part: str) -> None:
     spoil(reported)

@@ -11,8 +11,11 @@ import onnx
 import pytest
 import yaml
 
+from onnxopt.cli.output import size
+from onnxopt.cli.run import show
 from onnxopt.models.builders import Sketch
 from onnxopt.passing import pass_class
+from onnxopt.report import Facts, Report, Step
 
 Cli = Callable[..., Any]
 Tiny = Callable[..., onnx.ModelProto]
@@ -76,8 +79,16 @@ def test_samples_are_counted_not_batches(cli: Cli, folder: Path) -> None:
 def test_structure_says_unverified_first(cli: Cli, folder: Path) -> None:
     ran = cli(*RUN, *CLEAN, "--verify", "structure")
     assert ran.code == 0
-    assert ran.out.startswith("UNVERIFIED END TO END: asked for by verify.level\n")
+    first = "UNVERIFIED END TO END: asked for by verify.level; rewrites run by themselves: 1 of 1, not run: 0"
+    assert ran.out.splitlines()[0] == first
     assert report()["verified"] is False
+
+
+def test_peak_memory_is_shown_apart(cli: Cli, folder: Path) -> None:
+    [line] = [line for line in cli(*RUN, *CLEAN).out.splitlines() if line.startswith("peak memory")]
+    own, worker = (report()["memory"][key] for key in ("own_peak_bytes", "worker_peak_bytes"))
+    assert own != worker
+    assert line == f"peak memory: {size(own)} with mapped files, and {size(worker)} in the worker process"
 
 
 # Recipes
@@ -228,6 +239,35 @@ def test_sizes_that_the_model_takes_are_found(cli: Cli, folder: Path) -> None:
     )
 
 
+def test_dry_run_counts_weights_wherever_they_stand(cli: Cli, folder: Path) -> None:
+    for name, weight in (("weight", "<float[3] w = {1, 2, 3}> { y = Add(x, w) }"),
+                         ("constant", "{ w = Constant<value = float[3] {1, 2, 3}>()  y = Add(x, w) }")):  # fmt: skip
+        text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[3] x) => (float[3] y) {weight}'
+        onnx.save(onnx.parser.parse_model(text), f"{name}.onnx")
+        ran = cli("run", f"{name}.onnx", "-o", "out.onnx", *CLEAN, "--dry-run")
+        assert re.search(r"^weights +12 B$", ran.out, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("changes", [0, 1])
+def test_what_was_declined_is_told_most_frequent_first(capsys: pytest.CaptureFixture[str], changes: int) -> None:
+    reasons = ["small", "odd", "shared", "small", "fed", "odd", "small", "rare"]
+    declined = [{"node": f"n{i}", "rule": "r", "why": why} for i, why in enumerate(reasons)]
+    step = Step("p", {}, "changed", 0.1, changes=[{"node": "m", "rule": "r", "what": "w"}] * changes, declined=declined)
+    facts = Facts(1, 17, 1, 4, None)
+    show(Report(verified=True, status="fine", before=facts, after=facts, steps=[step]), limited=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-5].endswith(", 8 declined (0.1 s)")
+    assert [line.strip() for line in lines[-4:]] == [
+        "declined 3x: small", "declined 2x: odd", "declined 1x: shared",
+        "and for 2 other reasons, which the report names",
+    ]  # fmt: skip
+
+
+def test_the_ratio_of_latencies_says_what_it_is(cli: Cli, folder: Path) -> None:
+    ran = cli(*RUN, *CLEAN)
+    assert re.search(r"^latency \(ms\) .*x\d\.\d\d \(median of pairs\)$", ran.out, re.MULTILINE)
+
+
 # Where things go
 
 
@@ -244,6 +284,32 @@ def test_report_folder(cli: Cli, folder: Path) -> None:
     assert names(folder / "deep" / "er") == {"report.json", "report.recipe.yaml"}
     assert not (folder / "report.json").exists()
     assert yaml.safe_load((folder / "deep" / "er" / "report.recipe.yaml").read_text())["passes"] == ["clean"]
+
+
+def test_two_outputs_in_one_folder_have_a_report_each(cli: Cli, folder: Path) -> None:
+    given = ("run", "tiny.onnx", *CLEAN, "--verify", "structure", "--if-changed")
+    own = {"out.onnx": "report.json", "other.onnx": "other.report.json"}
+    before = names(folder)
+    for _ in range(2):
+        for output, file in own.items():
+            ran = cli(*given, "-o", output)
+            assert ran.code == 0
+            assert (f"whose report is {file}" in ran.out) is (output == "other.onnx" and "up to date" not in ran.out)
+            assert report(file)["output"] == output
+    assert "is up to date" in ran.out
+    assert names(folder) - before == {*own, *own.values(), "report.recipe.yaml", "other.report.recipe.yaml"}
+    assert cli("report", "other.report.json").code == 0
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"passed": 3}', "{"])
+def test_what_is_no_report_is_left_alone(cli: Cli, folder: Path, content: str) -> None:
+    (folder / "report.json").write_text(content)
+    assert cli(*RUN, *CLEAN, "--verify", "structure").code == 0
+    assert (folder / "report.json").read_text() == content
+    assert report("out.report.json")["output"] == "out.onnx"
+    (folder / "report.json").unlink()
+    assert cli(*RUN, *CLEAN, "--verify", "structure").code == 0
+    assert not (folder / "report.json").exists(), "the report that is there is replaced"
 
 
 def test_work_folder_is_kept(cli: Cli, folder: Path) -> None:

@@ -40,7 +40,20 @@ def test_a_plain_name_is_enough(dataset: Any, name: str) -> None:
             "no output 'logit'; there are: 'logits', 'b'; did you mean 'logits'?",
         ),
         ({}, {"x": X, "label/y": Y, "label/z": Y}, ("y",), "on data: label is ambiguous; name one of: 'y', 'z'"),
-        ({}, {"x": X}, ("y",), "metric top1 on data: label is missing; name one of: none"),
+        (
+            {},
+            {"x": X},
+            ("y",),
+            "metric top1 on data: label is missing; the data hold no labels: add an array `label/NAME` with a class "
+            "number for each sample",
+        ),
+        ({"label": "w"}, {"x": X}, ("y",), "metric top1 on data: no label 'w'; the data hold no labels: add an array"),
+        (
+            {"kind": "perplexity"},
+            {"a": IDS},
+            ("y",),
+            "for each sample; where the targets are an input, shifted, give `shift: 1`",
+        ),
         ({"label": "w"}, {"x": X, "n": Y, "label/y": Y}, ("y",), "no label 'w'; there are: 'y', 'n'"),
         (
             {"kind": "perplexity", "shift": 1},

@@ -1,6 +1,7 @@
 """Finding the linear layers of a model, and saying of every other product why it is none."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
 import onnx_ir as ir
@@ -9,6 +10,7 @@ from onnxopt.analysis.linear.layer import Kind, Linear, Parameter, is_vector
 from onnxopt.analysis.linear.layouts import Dense, Filters, Geometry
 from onnxopt.analysis.linear.sources import Source, Sources
 from onnxopt.analysis.linear.steps import FLOATS
+from onnxopt.analysis.symbols import Symbols, symbols
 from onnxopt.errors import Declined
 from onnxopt.model import Model
 from onnxopt.nodes import bodies, label
@@ -64,6 +66,14 @@ class _Finder:
                 found.update(node.outputs)
         return found
 
+    @cached_property
+    def _symbols(self) -> Symbols:
+        return symbols(self._model)
+
+    def rank(self, value: ir.Value) -> int | None:
+        """The number of axes where it is certain: what the file declares of inner values proves nothing."""
+        return self._symbols.of(value).rank
+
     def side(self, node: ir.Node) -> int | str:
         """Which of a product's two operands is the constant one, or why not exactly one is."""
         first, second = node.inputs[:2]
@@ -83,10 +93,6 @@ def _operand(node: ir.Node, index: int) -> ir.Value:
     value = node.inputs[index]
     assert value is not None
     return value
-
-
-def _rank(value: ir.Value) -> int | None:
-    return None if value.shape is None else value.shape.rank()
 
 
 def _weight(node: ir.Node, index: int, finder: _Finder, ranks: range) -> Parameter | str:
@@ -114,7 +120,7 @@ def _matmul(node: ir.Node, finder: _Finder) -> Linear | str:
     if isinstance(weight, str):
         return weight
     x, left = _operand(node, 1 - side), side == 0
-    x_rank = _rank(x)
+    x_rank = finder.rank(x) if left or len(weight.shape) > 2 else None
     axis = -2 if left and x_rank != 1 else -1
     layer = Linear(
         node, "matmul", weight, None, None, x, node.outputs[0], Dense(left, left, weight.shape[:-2]), None,
@@ -134,13 +140,13 @@ def _with_added_bias(layer: Linear, finder: _Finder) -> Linear:
     if (add.op_type, add.domain in ("", "ai.onnx"), add.graph) != ("Add", True, layer.node.graph):
         return layer
     bias = finder.source(add.inputs[1 - index])
-    if not isinstance(bias, Source) or not is_vector(bias.form.shape, over, _least_rank(layer)):
+    if not isinstance(bias, Source):
         return layer
-    parameter = Parameter(bias, add, 1 - index)
-    return Linear(
-        layer.node, layer.kind, layer.weight, parameter, None, layer.x, add.outputs[0], layer.layout, None,
-        layer.x_rank, layer.x_axis, layer.y_axis,
-    )  # fmt: skip
+    if len(bias.form.shape) > 1:
+        layer = replace(layer, x_rank=finder.rank(layer.x))
+    if not is_vector(bias.form.shape, over, _least_rank(layer)):
+        return layer
+    return replace(layer, bias=Parameter(bias, add, 1 - index), y=add.outputs[0])
 
 
 def _least_rank(layer: Linear) -> int:

@@ -116,7 +116,7 @@ class Linear:
         y: what comes out, bias included.
         layout: which way round the node keeps W.
         geometry: how a convolution moves; None else.
-        x_rank: rank of x; None where the graph does not tell.
+        x_rank: rank of x where that is certain and the layer depends on it; else None.
         x_axis: axis of x with the input features: 1 for convolutions, else -1 or -2.
         y_axis: axis of y with the output features, likewise.
     """

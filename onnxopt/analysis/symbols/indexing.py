@@ -74,16 +74,23 @@ def slice_(call: Call) -> list[Fact]:
 
 def slice_bounds(call: Call) -> dict[int, tuple[Scalar, Scalar, int]] | None:
     """Axis -> start, end and step of a Slice; None where they are not known."""
-    sizes = call.shape(0)
+    sizes, cut = call.shape(0), cuts(call)
+    if sizes is None or cut is None:
+        return None
+    found = {normalized(axis, len(sizes)): each for axis, each in cut.items()}
+    return found if len(found) == len(cut) else None
+
+
+def cuts(call: Call) -> dict[int, tuple[Scalar, Scalar, int]] | None:
+    """The same by the axes as the node counts them, negative ones from the end: of tensors of any rank."""
     starts, ends = call.integers(1, "starts"), call.integers(2, "ends")
-    if sizes is None or starts is None or ends is None or len(starts) != len(ends):
+    if starts is None or ends is None or len(starts) != len(ends):
         return None
     axes = call.numbers(3, "axes") if call.given(3, "axes") else list(range(len(starts)))
     steps = call.numbers(4) if call.has(4) else [1] * len(starts)
-    if axes is None or steps is None or 0 in steps or not len(axes) == len(steps) == len(starts):
+    if axes is None or steps is None or 0 in steps or not len(set(axes)) == len(axes) == len(steps) == len(starts):
         return None
-    places = [normalized(axis, len(sizes)) for axis in axes]
-    return {axis: each for axis, *each in zip(places, starts, ends, steps, strict=True)}  # type: ignore[misc]
+    return dict(zip(axes, zip(starts, ends, steps, strict=True), strict=True))
 
 
 @rule("Gather")
@@ -205,13 +212,12 @@ def pad(call: Call) -> list[Fact]:
 
 def pads(call: Call) -> list[tuple[Scalar, Scalar]] | None:
     """What Pad adds before and behind, one pair an axis; None where that is not known."""
-    sizes = call.shape(0)
-    amounts = call.integers(1, "pads" if call.opset > 1 else "paddings")
-    if sizes is None or amounts is None:
+    sizes, amounts = call.shape(0), call.integers(1, "pads" if call.opset > 1 else "paddings")
+    if amounts is None or (sizes is None and call.has(3)):
         return None
-    rank = len(sizes)
+    rank = len(amounts) // 2 if sizes is None else len(sizes)
     axes = call.numbers(3) if call.has(3) else list(range(rank))
-    if axes is None or len(amounts) != 2 * len(axes):
+    if axes is None or len(amounts) != 2 * len(axes) or not all(-rank <= axis < rank for axis in axes):
         return None
     result: list[tuple[Scalar, Scalar]] = [(0, 0)] * rank
     for place, axis in enumerate(axes):

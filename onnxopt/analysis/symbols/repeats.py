@@ -43,7 +43,7 @@ def _register(*ops: str) -> Callable[[Repeat], Repeat]:
     return register
 
 
-@_register("Reshape", "Flatten", "Expand", "Identity")
+@_register("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile", "Identity")
 def _same_shape(call: Call, result: Fact) -> int | None:
     """Nothing but the shape could change."""
     return 0
@@ -61,12 +61,6 @@ def _whole(call: Call, result: Fact) -> int | None:
 def _nothing_added(call: Call, result: Fact) -> int | None:
     amounts = pads(call)
     return 0 if amounts is not None and all(pair == (0, 0) for pair in amounts) else None
-
-
-@_register("Tile")
-def _once(call: Call, result: Fact) -> int | None:
-    counts = call.integers(1)
-    return 0 if counts is not None and all(count == 1 for count in counts) else None
 
 
 @_register("Concat")
@@ -89,16 +83,18 @@ def _decided(call: Call, result: Fact) -> int | None:
     return None if not isinstance(chosen, bool) else 1 if chosen else 2
 
 
-_NEUTRAL: Mapping[str, tuple[float | bool, bool]] = {
-    "Mul": (1, True), "Div": (1, False), "Add": (0, True), "Sub": (0, False), "And": (True, True), "Or": (False, True),
+NEUTRAL: Mapping[str, tuple[float | bool, bool]] = {
+    "Mul": (1, True), "Div": (1, False), "Pow": (1, False), "Add": (0, True), "Sub": (0, False),
+    "And": (True, True), "Or": (False, True), "Xor": (False, True),
+    "BitShift": (0, False), "BitwiseOr": (0, True), "BitwiseXor": (0, True),
 }  # fmt: skip
 """Operator -> the operand that changes nothing, and whether it may come first."""
 
 
-@_register(*_NEUTRAL)
+@_register(*NEUTRAL)
 def _neutral(call: Call, result: Fact) -> int | None:
     """Combined with what changes nothing, but for the sign of a zero to which 0 is added."""
-    neutral, either = _NEUTRAL[call.node.op_type]
+    neutral, either = NEUTRAL[call.node.op_type]
     for index, other in ((0, 1), (1, 0)) if either else ((0, 1),):
         value = call.fact(other).uniform
         if isinstance(value, int | float) and value == neutral:
@@ -116,14 +112,18 @@ def _all_rows(call: Call, result: Fact) -> int | None:
 
 
 @_register("Transpose")
-def _moves_nothing(call: Call, result: Fact) -> int | None:
-    """Only axes of size 1 change places."""
+def _moved(call: Call, result: Fact) -> int | None:
+    return 0 if moves_nothing(call) else None
+
+
+def moves_nothing(call: Call) -> bool:
+    """Whether a Transpose lets only axes of size 1 change places: the elements stay in order."""
     shape, attribute = call.shape(0), call.node.attributes.get("perm")
     if shape is None:
-        return None
+        return False
     order = list(attribute.as_ints()) if attribute is not None else list(reversed(range(len(shape))))
-    kept = [axis for axis in order if shape[axis] != 1]
-    return 0 if kept == sorted(kept) else None
+    kept = [axis for axis in order if axis >= len(shape) or shape[axis] != 1]
+    return kept == sorted(kept)
 
 
 @_register("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxopt.analysis.structure import constant_tensor, topological
 from onnxopt.analysis.symbols import casting, elementwise, indexing, layers, layout  # noqa: F401  (they register rules)
 from onnxopt.analysis.symbols.expressions import Space
-from onnxopt.analysis.symbols.facts import MOST_ELEMENTS, PLAIN, Fact, of_array
+from onnxopt.analysis.symbols.facts import MOST_ELEMENTS, PLAIN, Fact, Shape, of_array
 from onnxopt.analysis.symbols.fallback import inferred
 from onnxopt.analysis.symbols.rules import RULES, UNKNOWN, Call
 from onnxopt.model import Model
@@ -95,15 +95,31 @@ def _walk(model: Model, space: Space) -> tuple[dict[ir.Value, Fact], list[ir.Nod
 def _enter(model: Model, graph: ir.Graph, node: ir.Node | None, facts: dict[ir.Value, Fact], space: Space) -> None:
     """Facts of a graph's inputs and weights."""
     main = graph is model.graph
-    for value in graph.inputs:
+    given = () if node is None else _handed_in(node, facts, model.opset)
+    for index, value in enumerate(graph.inputs):
         if main:
             facts[value] = _input(value, space)
         else:
-            facts[value] = Fact(value.dtype)
+            facts[value] = Fact(value.dtype, given[index] if index < len(given) else None)
     for value in graph.initializers.values():
         if value.is_graph_input() and model.ir.ir_version >= 4:
             continue
-        facts[value] = _weight(value)
+        facts[value] = constant_fact(value)
+
+
+def _handed_in(node: ir.Node, facts: Mapping[ir.Value, Fact], opset: int) -> list[Shape | None]:
+    """Shapes of what a Scan gives its body: states, which keep their shape, and slices. Of a Loop's states, any."""
+    if node.op_type != "Scan" or node.domain or opset < 9:
+        return []
+    count = node.attributes.get_int("num_scan_inputs", 0)
+    shapes = [UNKNOWN.shape if value is None else facts.get(value, UNKNOWN).shape for value in node.inputs]
+    first = len(shapes) - count
+    for axis, place in zip(
+        node.attributes.get_ints("scan_input_axes", [0] * count), range(first, first + count), strict=False
+    ):
+        if (shape := shapes[place]) is not None:
+            shapes[place] = tuple(size for at, size in enumerate(shape) if at != axis % max(len(shape), 1))
+    return shapes
 
 
 def _input(value: ir.Value, space: Space) -> Fact:
@@ -119,7 +135,8 @@ def _input(value: ir.Value, space: Space) -> Fact:
     return Fact(value.dtype, tuple(sizes))
 
 
-def _weight(value: ir.Value) -> Fact:
+def constant_fact(value: ir.Value) -> Fact:
+    """What is known of an initializer or of a Constant's output; of large ones type and shape."""
     tensor = constant_tensor(value)
     if tensor is None:
         return Fact(value.dtype)
@@ -139,7 +156,7 @@ def _found(node: ir.Node, facts: Mapping[ir.Value, Fact], space: Space, opset: i
         return ()
     if node.op_type == "Constant":
         tensor = constant_tensor(node.outputs[0])
-        return () if tensor is None else [_weight(node.outputs[0])]
+        return () if tensor is None else [constant_fact(node.outputs[0])]
     call = Call(node, _inputs(node, facts), space, opset)
     rule = RULES.get(node.op_type)
     try:

@@ -63,7 +63,7 @@ def spread(layer: Linear, vector: np.ndarray) -> np.ndarray:
     if layer.geometry is not None:
         return vector.reshape(-1, *(1 for _ in layer.geometry.kernel))
     batch = layer.weight.shape[:-2]
-    if layer.x_rank == 1:
+    if layer.x.shape is not None and layer.x.shape.rank() == 1:
         return vector.reshape(*batch, -1)
     return np.moveaxis(vector.reshape(*batch, 1, -1), -1, layer.y_axis)
 

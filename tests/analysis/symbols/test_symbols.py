@@ -199,3 +199,15 @@ def test_sizes_of_empty_axes_decide_nothing() -> None:
         n = Shape(x) y = Greater(n, i0) k = Greater(n, less) }"""
     assert not shape_of(text, "y").known
     assert shape_of(text, "k").content.tolist() == [True]
+
+
+@pytest.mark.parametrize(("axis", "slices"), [(0, [4]), (1, ["dim(x, 0)"]), (-1, ["dim(x, 0)"])])
+def test_a_scan_hands_slices_and_states_to_its_body(axis: int, slices: list[Any]) -> None:
+    """Whatever the body declares; a state keeps its shape, as the runtime demands."""
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[3, 2] a, float[N, 4] x) => (float[A, B] y, float[C, D] z) {{ y, z = Scan<num_scan_inputs = 1, scan_input_axes = [{axis}], body = body (float[1, 1, 1] s, float e)
+            => (float[] t, float[] u) {{ t = Neg(s)  u = Exp(e) }}>(a, x) }}""")
+    found = symbols(load(model))
+    shapes = {node.op_type: found.of(node.outputs[0]).shape for node in found.order}
+    assert shapes["Neg"] == (3, 2)
+    assert [size if isinstance(size, int) else "dim(x, 0)" for size in shapes["Exp"] or ()] == slices

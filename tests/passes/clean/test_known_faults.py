@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from onnxopt.backends.worker import Worker
 from onnxopt.context import RunContext
@@ -109,6 +111,68 @@ def test_a_false_declared_shape_is_never_believed(place: str, declared: str, cle
     operators = [node.op_type for node in done.model.nodes()]
     assert "Reshape" not in operators, "the true shape tells that it changes nothing"
     assert done.size <= done.before
+
+
+BEHIND = {
+    "gemm": "m = MatMul(t, w)  y = Add(m, c)",
+    "bias": "m = MatMul(t, w)  y = Add(m, c1)",
+    "factor": "m = MatMul(t, w)  y = Mul(m, c1)",
+    "factor before": "n = Mul(t, c1)  m = MatMul(n, w)  y = Neg(m)",
+    "left": "m = MatMul(w, t)  y = Add(m, c2)",
+    "left factor": "m = MatMul(w, t)  y = Mul(m, c2)",
+    "batch": "m = MatMul(t, w3)  y = Add(m, c)",
+    "norm": "m = MatMul(t, w)  y = BatchNormalization(m, c, c, c, v)",
+    "norm of a sum": "m = MatMul(t, w)  a = Add(m, c)  y = BatchNormalization(a, c, c, c, v)",
+    "factor of all": "m = MatMul(t, w)  r = Reshape(m, flat)  y = Mul(r, one)",
+    "noop": "u = Mul(t, one)  y = Add(u, zero)",
+    "flatten": "u = Flatten(t)  y = Neg(u)",
+    "reshapes": "m = MatMul(t, w)  a = Add(m, c)  u = Reshape(a, flat)  y = Reshape(u, same)",
+    "transposes": "u = Transpose(t)  n = Relu(u)  q = Transpose(n)  y = MatMul(q, w)",
+}
+RUNTIME_ERRORS = (Fail, InvalidArgument, RuntimeException)
+TRUE_SHAPES = [(4,), (4, 4), (1, 4, 4), (2, 4, 4)]
+CONSTANTS = {
+    "w": np.arange(16).reshape(4, 4) % 7 - 3.0, "w3": np.arange(32).reshape(2, 4, 4) % 7 - 3.0,
+    "c": np.arange(4) - 1.5, "c1": np.arange(4).reshape(1, 4) + 1.5, "c2": np.arange(4).reshape(4, 1) + 1.5,
+    "v": np.ones(4), "one": np.ones((1, 1)), "zero": np.zeros((1, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "stated",
+    ["float t", "float[4] t", "float[A, 4] t", "float[A, B, 4] t", "float[4, 4] t", "float[A, 4] t, float[A, 4] m"],
+)
+@pytest.mark.parametrize("behind", BEHIND.values(), ids=list(BEHIND))
+def test_a_declared_rank_that_nothing_proves_is_never_believed(behind: str, stated: str) -> None:
+    """The shape is fed: whatever the file says of it, each true one must be computed with as before."""
+    proto = parsed(f"""g (float[N] x, int64[K] shape) => (float[] y)
+        <int64[1] flat = {{-1}}, int64[2] same = {{-1, 4}}, {stated}> {{ t = Reshape(x, shape)  {behind} }}""")
+    proto = with_weights(proto, **{name: array.astype(np.float32) for name, array in CONSTANTS.items()})
+    model = load(proto)
+    apply(model)
+    before, after = plain_session(proto), plain_session(model.proto())
+    compared = 0
+    for shape in TRUE_SHAPES:
+        x = np.random.default_rng(0).standard_normal(int(np.prod(shape))).astype(np.float32)
+        feeds = {"x": x, "shape": np.array(shape, np.int64)}
+        try:
+            (expected,) = before.run(None, feeds)
+        except RUNTIME_ERRORS:
+            continue
+        (found,) = after.run(None, feeds)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        compared += 1
+    assert compared
+
+
+def plain_session(proto: onnx.ModelProto) -> ort.InferenceSession:
+    """Without declared shapes of inner values, which the runtime believes."""
+    del proto.graph.value_info[:]
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(proto.SerializeToString(), options)
 
 
 def test_weights_shared_through_identity_stay_one(clean: Cleaner) -> None:

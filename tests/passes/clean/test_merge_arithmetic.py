@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
@@ -17,7 +18,7 @@ from onnxopt.passes.clean.merge_arithmetic import MergeArithmetic
 
 WEIGHTS = """<float one = {1}, float half = {0.5}, float minus = {-1.25}, float six = {6}, float huge = {1000000000},
     float huger = {-1000000001}, float tiny = {1e-20}, float[3] row = {1, 2, 3}, float[2, 1] column = {4, 5},
-    float zero = {0}, float low = {-3}, float[1] one1 = {1}>"""
+    float near = {-0.995}, float zero = {0}, float low = {-3}, float[1] one1 = {1}>"""
 
 
 def parsed(body: str, opset: int = 17) -> Model:
@@ -41,6 +42,12 @@ def parsed(body: str, opset: int = 17) -> Model:
         ("a = Add(x, one) y = Mul(a, half)", ["Add", "Mul"]),
         ("a = Add(x, one) b = Add(a, half) y = Mul(a, b)", ["Add", "Add", "Mul"]),
         ("a = Add(x, huge) y = Add(a, huger)", ["Add", "Add"]),
+        ("a = Add(x, one) b = Add(a, near) y = Add(b, low)", ["Add"]),
+        ("a = Add(x, one) b = Add(a, near) c = Add(b, low) d = Add(c, huge) y = Add(d, huger)", ["Add", "Add"]),
+        (
+            "a = Add(x, one) b = Mul(a, half) c = Add(b, one) d = Add(c, one) y = Mul(d, half)",
+            ["Add", "Mul", "Add", "Mul"],
+        ),
         ("a = Mul(x, tiny) y = Div(a, tiny)", ["Mul", "Div"]),
         ("a = Relu(x) y = Clip(a, , six)", ["Clip"]),
         ("a = Relu(x) y = Clip(a, half, six)", ["Clip"]),
@@ -105,6 +112,38 @@ def test_half_precision_rounds_once(ops: Any) -> None:
     assert weight.const_value.numpy() == np.float16(1000.25)
 
 
+def row(op_type: str, numbers: npt.NDArray[Any]) -> Model:
+    """Nodes one after the other, with a constant each."""
+    nodes = [helper.make_node(op_type, [f"t{i}", f"c{i}"], [f"t{i + 1}"]) for i in range(len(numbers))]
+    dtype = helper.np_dtype_to_tensor_dtype(numbers.dtype)
+    info = [helper.make_tensor_value_info(name, dtype, ["N"]) for name in ("t0", f"t{len(numbers)}")]
+    weights = [numpy_helper.from_array(number, f"c{i}") for i, number in enumerate(numbers)]
+    graph = helper.make_graph(nodes, "g", info[:1], info[1:], weights)
+    return load(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]))
+
+
+@pytest.mark.parametrize(("op_type", "what"), [("Add", "additions of"), ("Mul", "multiplications by")])
+def test_a_row_is_taken_once_and_rounded_once(op_type: str, what: str) -> None:
+    numbers = np.random.default_rng(5).uniform(0.9, 1.1, 500).astype(np.float16)
+    model = row(op_type, numbers)
+    findings = MergeArithmetic().run(model, RunContext(model))
+    assert [change.what for change in findings.changes] == [f"500 {what} constants are one"]
+    [left] = model.nodes()
+    assert left.inputs[1] is not None
+    assert left.inputs[1].const_value is not None
+    exact = (np.sum if op_type == "Add" else np.prod)(numbers.astype(np.float64))
+    assert left.inputs[1].const_value.numpy() == np.float16(exact)
+
+
+def test_constants_that_cancel_again_and_again(ops: Any) -> None:
+    """Thousands of rows that stay apart, one behind the other."""
+    model = row("Add", np.tile(np.float32([1, 1, -1000.5, 1000.5]), 2000))
+    findings = MergeArithmetic().run(model, RunContext(model))
+    assert 2000 < len(ops(model)) < 6002
+    assert len(findings.declined) == len(ops(model)) - 1
+    assert not MergeArithmetic().run(model, RunContext(model)).changes
+
+
 @settings(max_examples=60)
 @given(data=st.data())
 def test_random_graphs(exact: Any, random_chain: Any, chain_feeds: Any, data: st.DataObject) -> None:
@@ -118,15 +157,15 @@ def test_random_graphs(exact: Any, random_chain: Any, chain_feeds: Any, data: st
         min_size=2, max_size=6,
     )
 )  # fmt: skip
-def test_random_rows(exact: Any, row: list[tuple[str, float]]) -> None:
+def test_random_rows(exact: Any, steps: list[tuple[str, float]]) -> None:
     nodes, weights = [], []
-    for index, (op, number) in enumerate(row):
+    for index, (op, number) in enumerate(steps):
         more = [] if op == "Relu" else [f"c{index}"]
         if op in ("Mul", "Div") and abs(number) < 1e-2:
             number = 0.5
         weights += [numpy_helper.from_array(np.float32(number), name) for name in more]
         nodes.append(helper.make_node(op, [f"t{index}", *more], [f"t{index + 1}"]))
-    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in ("t0", f"t{len(row)}")]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in ("t0", f"t{len(steps)}")]
     graph = helper.make_graph(nodes, "g", info[:1], info[1:], weights)
     model = load(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]))
     x = np.random.default_rng(0).standard_normal(64).astype(np.float32) * 4
