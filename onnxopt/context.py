@@ -19,6 +19,7 @@ from onnxopt.edit import as_tensor
 from onnxopt.model import Model
 from onnxopt.overrides import Override, merged
 from onnxopt.serialization import to_proto
+from onnxopt.variants import Feed, Variants
 from onnxopt.workdir import WorkDir
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class RunContext:
         model: the model that passes work on; replaced by `use` when it is read again from disk.
         sizes: input name -> shape of the first sample: what dynamic axes are for shapes and cost.
         observed: value name -> shape in a real run, where inference does not reach.
+        sample: gives the input that variants are compared on; None, or where it gives None: a small random one.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RunContext:
         observed: Mapping[str, tuple[int, ...]] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        sample: Callable[[], Feed | None] | None = None,
     ) -> None:
         self._model = model
         self._worker = worker
@@ -58,6 +61,8 @@ class RunContext:
         self._observed = dict(observed or {})
         self._progress = progress
         self._cache: dict[str, tuple[Model, int, Any]] = {}
+        folder = None if workdir is None else workdir.folder
+        self._variants = Variants(folder, worker, sample=sample, known=self._sizes)
         self.target = target or Target(name="cpu")
         self.rng = np.random.default_rng(seed)
 
@@ -105,6 +110,10 @@ class RunContext:
             outputs: dict[str, npt.NDArray[Any]] = self._worker.call(evaluate_bytes, content, dict(feeds))
             return outputs
         return evaluate_bytes(content, feeds)
+
+    def drift(self, before: Model, after: Model) -> float | None:
+        """See `passing.Context.drift`."""
+        return self._variants.drift(before, after)
 
     def overrides(self, name: str) -> Mapping[str, Any]:
         """See `passing.Context.overrides`."""

@@ -75,6 +75,12 @@ class Inputs:
             return "held-back calibration samples", list(self.guard)
         return "synthetic data" if self.synthetic else "calibration samples that passes saw", list(self.feeds)
 
+    def sample(self) -> Feed | None:
+        """The first calibration sample; None where there are none but random ones."""
+        if self.calibration is None or self.calibration.is_synthetic or not self.calibration.samples:
+            return None
+        return self.calibration.take(1).first().feeds
+
     def describe(self) -> dict[str, Any]:
         """What the report says of the data."""
         named = {"calibration": self.calibration, "evaluation": self.evaluation}

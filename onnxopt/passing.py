@@ -152,6 +152,16 @@ class Context(Protocol):
         """Run a small model of its own in the reference session: what folds constants."""
         ...
 
+    def drift(self, before: Model, after: Model) -> float | None:
+        """How far two variants of the model are apart in the reference session, on one small input of the run.
+
+        Worst relative L2 over outputs and samples; of integers and booleans the share that differs; infinite where
+        the second does not run, or its outputs have other types or sizes. The input is the first calibration sample,
+        without data the smallest random one on which the first runs and its outputs depend. None where nothing can
+        be told: the first does not run, there is no memory for its session, or its outputs never change.
+        """
+        ...
+
     def overrides(self, name: str) -> Mapping[str, Any]:
         """The options that the recipe's overrides give a node or weight of that name, merged; later entries win."""
         ...

@@ -125,7 +125,7 @@ class _Run:
         self.context = RunContext(
             self.original, worker=self.worker, workdir=self.workdir, target=self.recipe.target,
             overrides=self.recipe.overrides, sizes=inputs.sizes, progress=self._progress_inside,
-            observed=self.measuring.observe(self.original, self.workdir.folder),
+            observed=self.measuring.observe(self.original, self.workdir.folder), sample=inputs.sample,
         )  # fmt: skip
         before = facts(self.original, self.context.cost, self.path, self.digests["model"])
         model, first = self._start()

@@ -67,3 +67,16 @@ def test_data_make_another_run(long: Path) -> None:
     arrays = [{"x": np.full((8, 50), value, np.float32)} for value in (1, 2)]
     digests = {gathered(model, data).digest() for data in (None, "synthetic", *arrays)}
     assert len(digests) == 4
+
+
+def test_the_first_calibration_sample(long: Path) -> None:
+    model = load(long)
+    arrays = {"x": np.random.default_rng(0).standard_normal((8, 50)).astype(np.float32)}
+    sample = gathered(model, arrays).sample()
+    assert sample is not None
+    assert sample["x"].shape == (1, 50)
+    assert any(np.array_equal(sample["x"][0], row) for row in arrays["x"])
+    assert gathered(model).sample() is None
+    assert gathered(model, "synthetic").sample() is None
+    judged = inputs.gather(model, RECIPE, None, arrays, None, allow_code=False)
+    assert judged.sample() is None, "passes see no evaluation data"

@@ -18,7 +18,7 @@ from onnxopt.model import Model
 
 _NARROW = {"INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2"}
 
-_ENCODING: Mapping[tuple[str, str], tuple[int, ...]] = {
+ENCODING: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("", "QuantizeLinear"): (1, 2),
     ("", "DequantizeLinear"): (1, 2),
     ("", "QLinearConv"): (1, 2, 4, 5, 6, 7),
@@ -114,7 +114,7 @@ def _encodings(model: Model, nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
 
 def _encoding_inputs(model: Model, node: ir.Node) -> Iterable[int]:
     if node.domain != OWN:
-        return _ENCODING.get((_domain(node), node.op_type), ())
+        return ENCODING.get((_domain(node), node.op_type), ())
     function = model.ir.functions.get(node.op_identifier())
     names = [value.name for value in function.inputs] if function is not None else []
     return [i for i in range(2, len(node.inputs)) if i >= len(names) or names[i] != "bias"]

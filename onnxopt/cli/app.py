@@ -72,11 +72,42 @@ def run(
 
 
 @app.command()
-def inspect(model: ModelFile, shape: Shapes = None, as_json: Json = False) -> None:
+def inspect(
+    model: ModelFile,
+    shape: Shapes = None,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="what can be removed together instead, and what cannot and why")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show what is in a model: inputs, size, work, operators, largest weights, whether it loads."""
-    from onnxopt.cli import inspect as command
+    if groups:
+        from onnxopt.cli import groups as of_groups
 
-    command.inspect(model, shape or [], as_json)
+        of_groups.inspect(model, shape or [], as_json)
+    else:
+        from onnxopt.cli import inspect as command
+
+        command.inspect(model, shape or [], as_json)
+
+
+@app.command("check-groups")
+def check_groups(
+    model: ModelFile,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="random removals to try")] = 10,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the draws")] = 0,
+    share: Annotated[float, typer.Option("--share", help="share of a group's units that is removed at most")] = 0.5,
+    shape: Shapes = None,
+    data: Annotated[
+        str, typer.Option("--data", metavar="SPEC", help="inputs, of which the first sample is fed; random by default")
+    ] = "synthetic",
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Try whether channels that are said to be removable are: remove some, compare with a model that ignores them."""
+    from onnxopt.cli import check_groups as command
+
+    command.check_groups(model, draws, seed, share, shape or [], data, threads, as_json)
 
 
 @app.command()

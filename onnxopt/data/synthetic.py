@@ -25,6 +25,12 @@ BATCH, LENGTH = 2, 16
 LENGTHS = (LENGTH, 28, 32, 64, 128, 224, 256, 299, 384, 512, 640, 1024, 16_000)
 """Sizes that networks are made for (images, audio), tried in turn where the default does not run."""
 
+LEAST = (3, 8)
+"""Small sizes that are tried first where an input is to be as small as it can be and still tell something.
+
+Of size 1 is what is broadcast, and a softmax over one entry gives 1 whatever it reads.
+"""
+
 _MOST_ELEMENTS = 2**24
 """Larger inputs are not tried."""
 
@@ -71,6 +77,7 @@ def fitting(
     given: Mapping[str, Shape] | None,
     bounds: Bounds | None,
     runs: Callable[[Mapping[str, Array]], bool],
+    lengths: Sequence[int] | None = None,
 ) -> dict[str, Shape] | None:
     """Shapes that a model takes random inputs of, where it does not take the default ones.
 
@@ -82,20 +89,23 @@ def fitting(
         given: input name -> shape that is not up for change.
         bounds: as for `synthetic`.
         runs: whether the model takes such inputs.
+        lengths: sizes to try instead; the default ones are then not left out.
 
     Returns:
         The first shapes that it runs on; None where there are none.
     """
-    for shapes in _ladder(signature, given or {}):
+    for shapes in _ladder(signature, given or {}, lengths):
         if runs(synthetic(signature, shapes, bounds, 1, np.random.default_rng(0)).first().feeds):
             return shapes
     return None
 
 
-def _ladder(signature: Signature, given: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
-    """Shapes of all inputs other than the default ones, small ones first, none twice."""
-    seen = [input_shapes(signature, given)]
-    for length, batch, leading in itertools.product(LENGTHS, (BATCH, 1), (True, False)):
+def _ladder(
+    signature: Signature, given: Mapping[str, Shape], lengths: Sequence[int] | None
+) -> Iterator[dict[str, Shape]]:
+    """Shapes of all inputs, in the order of the lengths, none twice; with those of `LENGTHS`, not the default ones."""
+    seen = [input_shapes(signature, given)] if lengths is None else []
+    for length, batch, leading in itertools.product(lengths or LENGTHS, (BATCH, 1), (True, False)):
         shapes = input_shapes(signature, given, Open(batch, length, leading))
         if shapes not in seen and all(prod(shape) <= _MOST_ELEMENTS for shape in shapes.values()):
             seen.append(shapes)

@@ -130,3 +130,62 @@ def test_zoo(cli: Cli, zoo: Path) -> None:
         ran = cli("inspect", path, "--json")
         assert ran.code == 0, ran.err
         assert json.loads(ran.out)["loads"] is True
+
+
+def test_groups(cli: Cli, digits: Path) -> None:
+    ran = cli("inspect", "cnn.onnx", "--groups", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    found = json.loads(ran.out, parse_constant=pytest.fail)
+    assert found["parameters"] == json.loads(cli("inspect", "cnn.onnx", "--json").out)["parameters"]
+    assert found["groups"]
+    for group in found["groups"]:
+        makes = [member["entries_per_unit"] for member in group["members"] if not member["reads"]]
+        assert group["channels_per_unit"] == max(makes) >= 1
+        assert group["units"] > 1
+        assert group["exact"] is (group["reason"] is None)
+        assert 0 < group["parameters_per_unit"] * group["units"] <= found["parameters"]
+    weights = {weight.name: weight for weight in onnx.load("cnn.onnx").graph.initializer}
+    for member in (member for group in found["groups"] for member in group["members"]):
+        assert member["entries_per_unit"] <= weights[member["weight"]].dims[member["axis"]]
+    assert sum(kind["units"] for kind in found["kinds"]) == sum(group["units"] for group in found["groups"])
+    assert sum(kind["groups"] for kind in found["kinds"]) == len(found["groups"])
+    assert 0 < found["prunable_share"] <= found["prunable_share_with_inexact"] <= 1
+    assert all(0 < kind["parameter_share"] <= found["prunable_share_with_inexact"] for kind in found["kinds"])
+    assert {key for reason in found["frozen"] for key in reason} == {"class", "why", "node", "parameters"}
+    assert any(reason["why"] == "output logits of the model" for reason in found["frozen"])
+    lost = [reason["parameters"] for reason in found["frozen"]]
+    assert lost == sorted(lost, reverse=True)
+    assert sum(lost) >= round(found["parameters"] * (1 - found["prunable_share_with_inexact"]))
+
+
+def test_groups_as_text(cli: Cli, digits: Path) -> None:
+    ran = cli("inspect", "cnn.onnx", "--groups")
+    assert (ran.code, ran.err) == (0, "")
+    for part in ("groups", "kinds", "residual", "conv", "what stays, by parameters", "output logits of the model"):
+        assert part in ran.out
+    assert re.search(r"^made by +kind +units +channels +parameters +exact$", ran.out, re.MULTILINE)
+    assert re.search(r"^stem.weight +residual +24 +1 +\d+ +yes$", ran.out, re.MULTILINE)
+    shown = cli("inspect", "tiny.onnx", "--groups").out
+    assert "\ngroups\n" not in shown
+    assert "input x of the model" in shown
+
+
+def test_inexact_groups_are_told_with_the_reason(cli: Cli, folder: Path) -> None:
+    sketch = Sketch()
+    x = sketch.node("MatMul", sketch.input("x", ["n", 4]), sketch.random("w", 4, 8))
+    x = sketch.node("Sub", x, sketch.node("ReduceMean", x, sketch.weight("last", np.array([-1])), keepdims=1))
+    sketch.output(sketch.node("MatMul", x, sketch.random("v", 8, 2)), ["n", 2])
+    onnx.save(sketch.model(), "mean.onnx")
+    found = json.loads(cli("inspect", "mean.onnx", "--groups", "--json").out)
+    assert (found["prunable_share"], found["prunable_share_with_inexact"]) == (0, 1)
+    (group,) = found["groups"]
+    assert group["exact"] is False
+    assert group["reason"] in cli("inspect", "mean.onnx", "--groups").out
+    assert found["kinds"] == [
+        {"kind": "neurons", "groups": 1, "units": 8, "exact_units": 0, "parameter_share": 1.0}
+    ]  # fmt: skip
+
+
+def test_groups_have_no_sizes(cli: Cli, folder: Path) -> None:
+    assert "--shape" in cli("inspect", "tiny.onnx", "--groups", "--shape", "x:1,8").refusal(2)
+    assert "missing.onnx" in cli("inspect", "missing.onnx", "--groups").refusal(3)

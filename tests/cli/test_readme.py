@@ -21,7 +21,7 @@ STANDING_FOR = {
     "MODEL": "model.onnx", "A": "model.onnx", "B": "small.onnx", "PASS": "quantize-weights",
     "REPORT.json": "report.json",
 }  # fmt: skip
-COMMANDS = {"run", "passes", "explain", "inspect", "compare", "bench", "report", "doctor"}
+COMMANDS = {"run", "passes", "explain", "inspect", "check-groups", "compare", "bench", "report", "doctor"}
 
 
 def commands(text: str) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxopt.data import Dataset, fitting, open_data, synthetic
-from onnxopt.data.synthetic import input_shapes
+from onnxopt.data.synthetic import LEAST, input_shapes
 from onnxopt.errors import DataError
 
 
@@ -115,7 +115,9 @@ def test_a_model_without_inputs(sign: Any) -> None:
     assert [batch.feeds for batch in make(sign(), samples=1).batches()] == [{}]
 
 
-def tried(signature: Any, given: Any = None, fits: Any = lambda shapes: False) -> tuple[list[Any], Any]:
+def tried(
+    signature: Any, given: Any = None, fits: Any = lambda shapes: False, lengths: Any = None
+) -> tuple[list[Any], Any]:
     """The shapes that `fitting` tries, one after another, and what it gives."""
     seen: list[Any] = []
 
@@ -123,7 +125,7 @@ def tried(signature: Any, given: Any = None, fits: Any = lambda shapes: False) -
         seen.append({name: array.shape for name, array in feeds.items()})
         return bool(fits(seen[-1]))
 
-    return seen, fitting(signature, given, None, runs)
+    return seen, fitting(signature, given, None, runs, lengths)
 
 
 def test_the_first_sizes_that_a_model_takes(sign: Any) -> None:
@@ -135,6 +137,15 @@ def test_the_first_sizes_that_a_model_takes(sign: Any) -> None:
     assert all(shapes["x"][1] == shapes["again"][0] for shapes in seen), "one symbol, one size"
     assert [shapes["x"][1] for shapes in seen] == sorted(shapes["x"][1] for shapes in seen)
     assert len({str(shapes) for shapes in seen}) == len(seen)
+
+
+def test_other_lengths_leave_nothing_out(sign: Any) -> None:
+    signature = sign(x=("FLOAT", [None, "T"]), y=("FLOAT", ["T", 2]))
+    seen, found = tried(signature, fits=lambda s: s["x"] == (2, 16), lengths=(3, 16, 5))
+    assert found == seen[-1] == {"x": (2, 16), "y": (16, 2)}
+    assert [shapes["x"] for shapes in seen] == [(2, 3), (1, 3), (2, 16)]
+    assert tried(sign(x=("FLOAT", [2, 3])), lengths=(3, 8)) == ([{"x": (2, 3)}], None)
+    assert all(length > 1 for length in LEAST), "softmax over one entry hides what it reads"
 
 
 def test_sizes_that_are_given_stay(sign: Any) -> None:

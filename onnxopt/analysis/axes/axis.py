@@ -16,6 +16,7 @@ import numpy as np
 from onnxopt.analysis.axes.ids import Freeze, Ids, Ledger
 from onnxopt.analysis.symbols.expressions import Scalar, product
 
+_ONLY = Freeze("semantics", "one that must not be without entries has no other")
 INSIDE = Freeze("semantics", "the size of what is removed whole (a head, a group)")
 
 
@@ -148,8 +149,13 @@ def fixed(size: Scalar, why: Freeze) -> Axis:
 
 
 def channels(ledger: Ledger, ids: Ids) -> Axis:
-    """An axis of channels."""
-    return () if len(ids) == 1 else (Digit(len(ids), Block(ledger, ids)),)
+    """An axis of channels; a single one stays."""
+    if not len(ids):
+        return fixed(0, _ONLY)
+    if len(ids) == 1:
+        ledger.freeze(ids, _ONLY)
+        return ()
+    return (Digit(len(ids), Block(ledger, ids)),)
 
 
 def size_of(axis: Axis) -> Scalar:
@@ -270,6 +276,8 @@ def taken(ledger: Ledger, axes: Axes, place: int, index: Ids, why: Freeze) -> Ax
     A factor of an axis that was taken apart is from then on held: it is looked at entry by entry.
     """
     axis = axes[place]
+    if not len(index):
+        return (*axes[:place], fixed(0, why), *axes[place + 1 :])
     block = axis[0].block if len(axis) == 1 else None
     if block is not None and axis[0].live and len(block.live) > 1:
         at = axis[0].at

@@ -1,25 +1,37 @@
 """The walk over a model that gives every axis of every tensor its channel ids."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxopt.analysis.axes import (  # noqa: F401  (they register rules)
+    rules_attention,
     rules_convolution,
+    rules_einsum,
     rules_elementwise,
+    rules_fused,
+    rules_indexing,
     rules_layout,
     rules_matmul,
+    rules_norm,
+    rules_quantized,
+    rules_recurrent,
     rules_reduce,
+    rules_space,
 )
-from onnxopt.analysis.axes.axis import Axes, Axis, channels, fixed, hold, vector
-from onnxopt.analysis.axes.ids import Classes, Freeze, Ids, Ledger
+from onnxopt.analysis.axes.axis import Axes, Axis, Block, channels, fixed, hold, size_of, vector
+from onnxopt.analysis.axes.ids import Classes, Freeze, Ids, Ledger, Reason
 from onnxopt.analysis.axes.reshape import whole
-from onnxopt.analysis.axes.rules import RULES, Call, Consumption, key
+from onnxopt.analysis.axes.rules import RULES, SHARED, Call, Consumption, Part, key
+from onnxopt.analysis.axes.rules_elementwise import ELEMENTWISE
+from onnxopt.analysis.macs import OWN
 from onnxopt.analysis.structure import constant_tensor, topological
-from onnxopt.analysis.symbols import Symbols, symbols
+from onnxopt.analysis.symbols import Scalar, Symbols, symbols
 from onnxopt.model import Model
 from onnxopt.nodes import bodies, label
 
@@ -29,7 +41,13 @@ Use = tuple[ir.Node, int]
 """A node and the index of its input."""
 
 _INTEGERS = Freeze("semantics", "a constant of integers")
-_ONLY = Freeze("semantics", "the only one")
+_CHOICES = ((3, 1607, 1613, 1619, 1621), (5, 2017, 2027, 2029, 2039))
+"""Sizes for open axes, first axes first: primes, so that none is a factor of another by accident."""
+
+_REMADE = Freeze("semantics", "a constant as others see it")
+_REMAKERS = frozenset(("Cast", "DequantizeLinear"))
+"""Operators that vectors of constants come through to their readers."""
+
 _FALSE_SHARING = 1 << 22
 """Shared constants of several axes are looked at, for being all one number, up to so many elements."""
 
@@ -43,12 +61,14 @@ class Weight:
         uses: who reads it so: directly, or behind Identity nodes.
         ids: one list of channel ids an axis.
         axes: the same as axes.
+        reader: who reads so what the node in `uses` makes of the constant; None for all who do.
     """
 
     root: ir.Value
     uses: list[Use]
     ids: tuple[Ids, ...]
     axes: Axes
+    reader: Use | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,7 @@ class Channels:
         weights: every constant that has channels.
         consumed: who sums over which channels.
         shuffles: Reshape -> what it and the nodes before it permute.
+        parts: readers that take part of what others read as well.
     """
 
     model: Model
@@ -88,6 +109,7 @@ class Channels:
     weights: tuple[Weight, ...]
     consumed: tuple[Consumption, ...]
     shuffles: Mapping[ir.Node, Shuffle]
+    parts: tuple[Part, ...]
     _engine: "Engine" = field(repr=False)
 
     def of(self, value: ir.Value) -> Axes | None:
@@ -101,6 +123,36 @@ class Channels:
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether a value is computed from constants alone."""
         return self._engine.is_constant(value)
+
+    @cached_property
+    def rows(self) -> list[Ids]:
+        """The classes along every axis that may lose entries, of weights and of what nodes make; each once."""
+        found: dict[tuple[Block, int], Ids] = {}
+        for axes in (
+            *self._engine.axes.values(),
+            *(weight.axes for weight in self.weights),
+            *([each.axis] for each in self.parts),
+        ):
+            for digit in (digit for axis in axes or () for digit in axis):
+                if digit.block is not None and digit.live and not digit.block.free:
+                    found.setdefault((digit.block, digit.at), self.classes.labels[digit.block.along(digit.at)])
+        return list(found.values())
+
+    def spared(self, units: Iterable[int]) -> list[int]:
+        """Those of some units that may go together: the last of those without which an axis would be empty stay.
+
+        Args:
+            units: classes of channel ids, the least important one first.
+        """
+        wanted = list(dict.fromkeys(units))
+        leaving = np.zeros(self.classes.count, bool)
+        leaving[wanted] = True
+        rank = np.zeros(self.classes.count, np.int64)
+        rank[wanted] = np.arange(len(wanted))
+        for row in self.rows:
+            if leaving[row].all():
+                leaving[row[np.argmax(rank[row])]] = False
+        return [unit for unit in wanted if leaving[unit]]
 
 
 def channel_ids(model: Model, known: Symbols | None = None) -> Channels:
@@ -129,8 +181,14 @@ class Engine:
         self.axes: dict[ir.Value, Axes | None] = {}
         self.consumed: list[Consumption] = []
         self.shuffles: dict[ir.Node, Shuffle] = {}
+        self.parts: list[Part] = []
+        self.repeated: set[Block] = set()
+        self.tagged: set[tuple[Block | None, int]] = set()
+        self._seen: dict[Use, Axes] = {}
         self._weights: dict[ir.Value | tuple[ir.Value, Use], Weight] = {}
         self._apart: dict[ir.Value, bool] = {}
+        self._remaking: set[ir.Node] = set()
+        self._views: list[Weight] = []
         self._constants: set[ir.Value] = set()
         self._fed = {value for value in model.graph.inputs if not self._is_weight(value)}
         for value in self._fed:
@@ -140,8 +198,13 @@ class Engine:
         """Let the node's rule speak; without one, everything that it touches stays."""
         if node.inputs and all(self.is_constant(value) for value in node.inputs if value is not None):
             self._constants.update(node.outputs)
+        if self._remakes(node):
+            self._remaking.add(node)
+            self.axes[node.outputs[0]] = self._fixed(node.outputs[0], _REMADE)
         if node.op_type == "Identity" and self._root(node.outputs[0]) is not node.outputs[0]:
             return  # its readers are the constant's
+        if self._remade(node.outputs[0] if node.outputs else None) is not None:
+            return  # each of its readers has it for itself
         call = Call(node, self.symbols.call(node), self)
         found = RULES.get(key(node)) if not any(True for _ in bodies(node)) else None
         try:
@@ -168,9 +231,14 @@ class Engine:
         value = node.inputs[index]
         if value is None:
             return None
+        if (node, index) in self._seen:
+            return self._seen[node, index]
         root = self._root(value)
+        maker = self._remade(value)
+        if maker is not None and new:
+            return self._seen_remade(maker, (node, index))
         if not self._is_weight(root):
-            return self.axes.get(value)
+            return self._with_parts(node, index, value) if new else self.axes.get(value)
         place = (root, (node, index)) if self._seen_apart(root) else root
         weight = self._weights.get(place)
         tensor = constant_tensor(root)
@@ -183,6 +251,30 @@ class Engine:
             weight.uses.append((node, index))
         return weight.axes
 
+    def part(self, node: ir.Node, index: int, place: int) -> Axis:
+        """See `Call.part`."""
+        axes = self.axes_of(node, index)
+        assert axes is not None
+        size = size_of(axes[place])
+        if not isinstance(size, int) or size < 2:
+            return axes[place]
+        hold(axes[place], Freeze("semantics", SHARED, label(node)))
+        axis = channels(self.ledger, self.ledger.fresh(size))
+        self._seen[node, index] = (*axes[:place], axis, *axes[place + 1 :])
+        self.parts.append(Part(node, index, place, axis))
+        return axis
+
+    def _with_parts(self, node: ir.Node, index: int, value: ir.Value) -> Axes | None:
+        """Axes of a computed value; where it is merely repeated and others read it too, as this one sees it."""
+        axes = self.axes.get(value)
+        if axes is None or not self.repeated or len(value.uses()) < 2:
+            return axes
+        self._seen[node, index] = axes
+        for place, axis in enumerate(axes):
+            if len(axis) == 1 and axis[0].block in self.repeated:
+                self.part(node, index, place)
+        return self._seen[node, index]
+
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether a value is computed from constants alone."""
         return value is not None and (value in self._constants or self._is_weight(value))
@@ -191,6 +283,21 @@ class Engine:
         """State the axes of an output."""
         if index < len(node.outputs):
             self.axes[node.outputs[index]] = axes
+
+    def shapes_seen(self, node: ir.Node) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Shapes of what a node reads first and of what it gives, at two choices of open sizes; none if not numbers."""
+        found = []
+        for known in self._at_sizes:
+            before, behind = known.of(node.inputs[0]).static, known.of(node.outputs[0]).static
+            if before is None or behind is None or 0 in before:
+                return []
+            found.append((before, behind))
+        return found
+
+    @cached_property
+    def _at_sizes(self) -> list[Symbols]:
+        inputs = [value for value in self.model.graph.inputs if value in self._fed]
+        return [symbols(self.model, _sizes(inputs, choice)) for choice in _CHOICES]
 
     def hold_all(self, values: Iterable[ir.Value | None], why: Freeze) -> None:
         """No entry of any axis of values may go; constants that readers see apart are not theirs."""
@@ -231,8 +338,8 @@ class Engine:
                     if digit.block is not None:
                         digit.block.settle()
         return Channels(
-            self.model, self.model.revision, self.symbols, self.ledger.solved(), tuple(self._weights.values()),
-            tuple(self.consumed), self.shuffles, self,
+            self.model, self.model.revision, self.symbols, self.ledger.solved(),
+            (*self._weights.values(), *self._views), tuple(self.consumed), self.shuffles, tuple(self.parts), self,
         )  # fmt: skip
 
     def _is_weight(self, value: ir.Value) -> bool:
@@ -252,16 +359,49 @@ class Engine:
 
     def _weight(self, root: ir.Value, shape: tuple[int, ...]) -> Weight:
         ids = tuple(self.ledger.fresh(size) for size in shape)
-        for each in ids:
-            if len(each) == 1:
-                self.ledger.freeze(each, _ONLY)
         return Weight(root, [], ids, tuple(channels(self.ledger, each) for each in ids))
 
     def _seen_apart(self, root: ir.Value) -> bool:
         """Whether the readers of a constant share it for no other reason than that its content is the same."""
         if root not in self._apart:
-            self._apart[root] = len(self._readers(root)) > 1 and self._is_plain(root)
+            readers = self._readers(root)
+            self._apart[root] = len(readers) > 1 and (self._is_plain(root) or not any(map(_ties, readers)))
         return self._apart[root]
+
+    def _remakes(self, node: ir.Node) -> bool:
+        """Whether a node dequantizes or casts a constant vector for several readers."""
+        if node.op_type not in _REMAKERS or len(node.outputs) != 1 or node.inputs[0] is None:
+            return False
+        roots = [self._root(value) for value in node.inputs if value is not None]
+        if not all(self._is_weight(root) for root in roots) or len(self._readers(node.outputs[0])) < 2:
+            return False
+        shapes = [self.symbols.of(root).shape or () for root in roots]
+        return all(sum(size != 1 for size in shape) <= 1 for shape in shapes) and "block_size" not in node.attributes
+
+    def _remade(self, value: ir.Value | None) -> ir.Node | None:
+        """The node that makes such a vector, itself or behind Identity nodes."""
+        node = None if value is None else value.producer()
+        while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+            node = node.inputs[0].producer()
+        return node if node in self._remaking else None
+
+    def _seen_remade(self, maker: ir.Node, use: Use) -> Axes:
+        """The axes of such a vector as one reader sees it: each of the constants that it is made of, for itself."""
+        found: list[Weight] = []
+        for place, value in enumerate(maker.inputs):
+            if value is not None:
+                root = self._root(value)
+                weight = self._weight(root, self.symbols.of(root).static or ())
+                weight.uses.append((maker, place))
+                weight.reader = use
+                found.append(weight)
+        for weight in found[1:]:
+            for ids, other in product(found[0].ids, weight.ids):
+                if len(ids) == len(other) > 1:
+                    self.ledger.unite(ids, other)
+        self._views += found
+        self._seen[use] = found[0].axes
+        return found[0].axes
 
     def _readers(self, root: ir.Value) -> list[Use]:
         found, stack = [], [root]
@@ -290,6 +430,26 @@ class Engine:
         return None if shape is None else tuple(fixed(size, why) for size in shape)
 
 
+def _ties(use: Use) -> bool:
+    """Whether a reader makes a matrix of what it shares with others: layers whose weights are tied, an embedding."""
+    return key(use[0]) not in ELEMENTWISE
+
+
+def _sizes(inputs: Iterable[ir.Value], choice: Sequence[int]) -> dict[str, tuple[Scalar, ...]]:
+    """Shapes of the inputs with numbers for open sizes: one a name, small ones for first axes."""
+    named: dict[str, int] = {}
+    found: dict[str, tuple[Scalar, ...]] = {}
+    for value in inputs:
+        sizes: list[Scalar] = []
+        for place, dim in enumerate(value.shape or ()):
+            name = (dim.value if isinstance(dim, ir.SymbolicDim) else None) or f"{value.name}.{place}"
+            known = dim if isinstance(dim, int) and dim > 0 else named.get(name)
+            named[name] = known or (choice[0] if place == 0 else choice[1 + len(named) % (len(choice) - 1)])
+            sizes.append(known or named[name])
+        found[value.name or ""] = tuple(sizes)
+    return found
+
+
 def _permutations(node: ir.Node) -> list[ir.Node]:
     """The nodes before a Reshape that only move entries, from another Reshape on; nobody else reads what they give."""
     chain: list[ir.Node] = []
@@ -309,9 +469,12 @@ def _unknown(call: Call) -> None:
     """A node without a rule: all channels that it, or what lies inside it, reads stay as they are."""
     inside = any(True for _ in bodies(call.node))
     domain = f"{call.node.domain}::" if call.node.domain else ""
+    own = call.node.domain == OWN
     why = f"control flow: {call.node.op_type}" if inside else f"no rule for {domain}{call.node.op_type}"
+    why = f"{domain}{call.node.op_type} is made for the layer as it is" if own else why
+    reason: Reason = "semantics" if inside or own else "needs-rule"
     for index in range(len(call.node.inputs)):
-        call.hold_input(index, why, "semantics" if inside else "needs-rule")
+        call.hold_input(index, why, reason)
     call.hold_captured(why)
     for index in range(len(call.node.outputs)):
-        call.fixed(index, why, "semantics" if inside else "needs-rule")
+        call.fixed(index, why, reason)

@@ -1,4 +1,4 @@
-"""Units and groups of them: what can be removed, and what cannot and why."""
+"""Units and groups of them: what can be removed together."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -10,10 +10,15 @@ import numpy.typing as npt
 
 from onnxopt.analysis.axes.axis import vector
 from onnxopt.analysis.axes.engine import Channels, Weight
-from onnxopt.analysis.axes.ids import Freeze, Ids, Kind, Reason
+from onnxopt.analysis.axes.ids import Kind
+from onnxopt.analysis.axes.rules import key
+from onnxopt.analysis.parameters import ENCODING
 
 UnitKind = Literal["conv", "neurons", "heads", "kv-groups", "recurrent", "residual"]
 """What units are. `residual`: the width of a stream to which several layers add."""
+
+_CARRIERS = frozenset(("Cast", "CastLike", "DequantizeLinear", "QuantizeLinear", "Transpose"))
+"""Operators that weights come through to those that multiply by them."""
 
 Entries: TypeAlias = tuple[int, int, int]
 """Number of a weight, place of an axis, entries there."""
@@ -62,20 +67,6 @@ class ChannelGroup:
     reason: str | None
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """Why parameters cannot be removed.
-
-    Attributes:
-        freeze: the reason.
-        parameters: elements of weights none of whose axes can lose their entries, one of them for this reason;
-            those with several reasons count for each.
-    """
-
-    freeze: Freeze
-    parameters: int
-
-
 def groups(channels: Channels) -> list[ChannelGroup]:
     """Everything that can be removed, in the order of the weights that make it."""
     consumed = _consumed(channels)
@@ -109,9 +100,10 @@ def _group(channels: Channels, consumed: npt.NDArray[np.bool_], profile: Profile
         Member(weight, place, count, bool(consumed[weight.ids[place]].any()))
         for weight, place, count in ((channels.weights[number], place, count) for number, place, count in profile)
     )
-    makers = [member for member in members if not member.consumes] or list(members)
+    coded = [member for member in members if not _encodes(member.weight)]
+    makers = [member for member in coded if not member.consumes] or list(members)
     parameters = sum(
-        member.count * _elements(member.weight) // len(member.weight.ids[member.place]) for member in members
+        member.count * _elements(member.weight) // len(member.weight.ids[member.place]) for member in coded
     )
     why = channels.classes.inexact.get(units[0])
     name = next((m for m in makers if len(m.weight.ids) > 1), makers[0]).weight.root.name or ""
@@ -119,23 +111,44 @@ def _group(channels: Channels, consumed: npt.NDArray[np.bool_], profile: Profile
 
 
 def _kind(channels: Channels, unit: int, makers: list[Member]) -> UnitKind:
-    if channels.classes.added[unit]:
-        return "residual"
     tagged = channels.classes.kinds.get(unit)
     matrices = [member for member in makers if len(member.weight.ids) > 1] or makers
-    if tagged == "heads" and len({member.count for member in matrices}) > 1:
-        return "kv-groups"
     if tagged is not None:
         return tagged
-    convolved = any(node.op_type.startswith("Conv") for member in matrices for node, _ in member.weight.uses)
-    return "conv" if convolved else "neurons"
+    if channels.classes.added[unit]:
+        return "residual"
+    return "conv" if any("Conv" in op for member in matrices for op in _readers(member.weight)) else "neurons"
+
+
+def _readers(weight: Weight) -> set[str]:
+    """The operators that read a weight, dequantized, cast or turned as it may be."""
+    found: set[str] = set()
+    nodes = [node for node, _ in weight.uses]
+    while nodes:
+        node = nodes.pop()
+        found.add(node.op_type)
+        if node.op_type in _CARRIERS:
+            nodes += [user for value in node.outputs for user, _ in value.uses()]
+    return found
+
+
+def _encodes(weight: Weight) -> bool:
+    """Whether a constant is the scale or the zero point of others: no parameter, and nothing that makes units."""
+    return all(index in ENCODING.get(key(node), ()) for node, index in weight.uses)
 
 
 def _consumed(channels: Channels) -> npt.NDArray[np.bool_]:
-    """Whether each channel id is an entry of a weight that is summed over."""
+    """Whether each channel id is an entry of a weight that is summed over.
+
+    Where all that a node reads is constant, what is computed is summed over by what is stored.
+    """
     found = np.zeros(len(channels.classes.labels), bool)
+    stored = {use for weight in channels.weights for use in weight.uses}
     for consumption in channels.consumed:
-        if channels.is_constant(consumption.node.inputs[consumption.index]):
+        node, use = consumption.node, (consumption.node, consumption.index)
+        if not channels.is_constant(node.inputs[consumption.index]):
+            continue
+        if use in stored or not channels.is_constant(node.outputs[0]):
             ids = vector(consumption.axis)
             if ids is not None:
                 found[ids] = True
@@ -146,34 +159,4 @@ def _elements(weight: Weight) -> int:
     return prod(len(ids) for ids in weight.ids)
 
 
-def frozen(channels: Channels) -> list[Frozen]:
-    """What cannot be removed, most parameters first."""
-    lost: dict[Freeze, int] = defaultdict(int)
-    for weight in channels.weights:
-        labels = [channels.classes.labels[ids] for ids in weight.ids]
-        stay = [np.array([label in channels.classes.frozen for label in each.tolist()], bool) for each in labels]
-        total = prod(int(each.sum()) for each in stay)
-        for each, kept in zip(labels, stay, strict=True):
-            count: dict[Freeze, int] = defaultdict(int)
-            for label in each[kept].tolist():
-                count[channels.classes.frozen[label][0]] += 1
-            for freeze, entries in count.items():
-                lost[freeze] += total * entries // max(int(kept.sum()), 1)
-    return sorted((Frozen(freeze, count) for freeze, count in lost.items() if count), key=lambda each: -each.parameters)
-
-
-def lost_to(channels: Channels, reason: Reason) -> int:
-    """Elements of weights that stay for want of nothing but this: without it one of their axes could lose them."""
-    return sum(_lost(channels, weight, reason) for weight in channels.weights)
-
-
-def _lost(channels: Channels, weight: Weight, reason: Reason) -> int:
-    kept, other = 1, 1
-    for ids in weight.ids:
-        why = [channels.classes.frozen.get(label) for label in channels.classes.labels[ids].tolist()]
-        kept *= sum(each is not None for each in why)
-        other *= sum(each is not None and any(freeze.reason != reason for freeze in each) for each in why)
-    return kept - other
-
-
-__all__ = ["ChannelGroup", "Frozen", "Ids", "Member", "UnitKind", "frozen", "groups", "lost_to"]
+__all__ = ["ChannelGroup", "Member", "UnitKind", "groups"]

@@ -38,6 +38,10 @@ class Freeze:
     node: str = ""
 
 
+WINDOW = "the size of a window or an image"
+"""Why axes stay along which there are no channels: such an axis by itself loses nobody anything."""
+
+
 class Ledger:
     """What rules say of channel ids, in any order; `solved` draws the conclusions at once.
 
@@ -99,7 +103,8 @@ class Ledger:
         for ids, freeze in self._frozen:
             for label in np.unique(labels[ids]).tolist():
                 frozen.setdefault(label, []).append(freeze)
-        return Classes(labels, joined, frozen, _first(labels, self._inexact), _first(labels, self._kinds))
+        kinds = _first(labels, sorted(self._kinds, key=lambda said: said[1] != "kv-groups"))
+        return Classes(labels, joined, frozen, _first(labels, self._inexact), kinds)
 
 
 @dataclass(frozen=True)

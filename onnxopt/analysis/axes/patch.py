@@ -105,7 +105,21 @@ class Patch:
 
     def kept(self, index: int, place: int) -> Mask:
         """Whether each entry of an axis of an input stays."""
-        axis = self.axes(index)[place]
+        return self._mask(self.axes(index)[place])
+
+    def kept_out(self, index: int, place: int) -> Mask:
+        """Whether each entry of an axis of an output stays."""
+        return self._mask(self.axes_out(index)[place])
+
+    def shrinks(self, index: int, place: int) -> bool:
+        """Whether an axis of an input loses entries."""
+        return self.kept_channels.touches((self.axes(index)[place],))
+
+    def shrinks_out(self, index: int, place: int) -> bool:
+        """Whether an axis of an output loses entries."""
+        return self.kept_channels.touches((self.axes_out(index)[place],))
+
+    def _mask(self, axis: Axis) -> Mask:
         mask = self.kept_channels.mask(axis)
         return np.ones(_number(product(digit.size for digit in axis)), bool) if mask is None else mask
 
@@ -162,6 +176,18 @@ class Patch:
         changed = {place: size for place, (size, was) in enumerate(zip(result, old, strict=True)) if size != was}
         self.change_integers(index, {p: size if isinstance(size, int) else -1 for p, size in changed.items()}, name)
 
+    def become_reshape(self) -> None:
+        """Let a Reshape do what the node did."""
+        target = reshape_target(self.shape(0), self.shape_out())
+        if target is None:
+            raise TypeError("a shape that is open")
+        sizes = self.edit.add_weight("shape", np.array(target, np.int64), self.graph)
+        node = ir.node("Reshape", [self.node.inputs[0], sizes])
+        node.outputs[0].type, node.outputs[0].shape = self.node.outputs[0].type, ir.Shape([None] * len(target))
+        self.edit.insert([node], before=self.node)
+        self.edit.rewire(self.node.outputs[0], node.outputs[0])
+        self.edit.remove(self.node)
+
     def expand(self, index: int) -> None:
         """Give the shape that an Expand makes, where it lost entries."""
         changed = self._changed()
@@ -202,13 +228,16 @@ class Patch:
         places = range(
             *slice(self.integer("start", 0), self.node.attributes.get_int("end", None)).indices(len(self.axes(0)))
         )
-        old = [product(digit.size for digit in axis) for axis in self.axes(0)]
-        told = {at: _number(old[place]) for at, place in enumerate(places) if self.shape(0)[place] != old[place]}
-        if told:
-            output = self.node.outputs[0]
-            node = self._overwritten(output, told, ir.DataType.INT64)
-            self.edit.insert([node], after=self.node)
-            self.edit.rewire(output, node.outputs[0])
+        old = [_number(product(digit.size for digit in self.axes(0)[at] if digit.live)) for at in places]
+        new = [_number(self.kept_channels.size(tuple(d for d in self.axes(0)[at] if d.live))) for at in places]
+        if old != new:
+            answer, kind = self.node.outputs[0], ir.TensorType(ir.DataType.INT64)
+            times, by = (self.edit.add_weight("sizes", np.array(each, np.int64), self.graph) for each in (old, new))
+            grown = ir.node("Mul", [answer, times])
+            told = ir.node("Div", [grown.outputs[0], by])
+            grown.outputs[0].type, told.outputs[0].type = kind, kind
+            self.edit.insert([grown, told], after=self.node)
+            self.edit.rewire(answer, told.outputs[0])
 
     def _overwritten(self, source: ir.Value, values: Mapping[int, int], dtype: ir.DataType) -> ir.Node:
         """A node that gives a list of integers with some entries replaced."""

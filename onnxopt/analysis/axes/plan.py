@@ -25,12 +25,14 @@ def removal(channels: Channels, units: Iterable[int], rule: str = "remove") -> E
 
     Args:
         channels: of the model as it is.
-        units: classes of channel ids, none of them frozen.
+        units: classes of channel ids, none of them frozen, the least important one first; see `Channels.spared`.
         rule: what the edit is called in reports.
     """
-    kept = Kept(channels.classes.labels, list(units))
+    kept = Kept(channels.classes.labels, channels.spared(units))
     edit = Edit(rule)
     _cut_weights(channels, kept, edit)
+    _remake_weights(channels, kept, edit)
+    _take_parts(channels, kept, edit)
     chained = {node for shuffle in channels.shuffles.values() for node in shuffle.chain}
     for node in channels.model.graph:
         patch = _patch(channels, kept, edit, node)
@@ -42,7 +44,36 @@ def removal(channels: Channels, units: Iterable[int], rule: str = "remove") -> E
             _gather(patch, shuffle)
         elif node not in chained and key(node) in REWRITES:
             REWRITES[key(node)](patch)
+    _follow(edit)
     return edit
+
+
+def _follow(edit: Edit) -> None:
+    """Let nodes that the edit brings in read what takes the place of nodes that it takes out."""
+    removed = set(edit.removed)
+    instead = {old: new for old, new in edit.rewired if old.producer() in removed}
+    for node in edit.inserted:
+        for index, value in enumerate(node.inputs):
+            while value in instead:
+                value = instead[value]
+                node.replace_input_with(index, value)
+
+
+def _take_parts(channels: Channels, kept: Kept, edit: Edit) -> None:
+    """Let readers of what others read as well pick the entries that stay with them."""
+    picked: dict[Use, ir.Value] = {}
+    for part in channels.parts:
+        use, stay = (part.node, part.index), kept.mask(part.axis)
+        source = picked.get(use, part.node.inputs[part.index])
+        if stay is None or source is None:
+            continue
+        chosen = edit.add_weight("channels", np.flatnonzero(stay))
+        node = ir.node("Gather", [source, chosen], {"axis": part.place})
+        node.outputs[0].type = source.type
+        edit.insert([node], before=part.node)
+        picked[use] = node.outputs[0]
+    for (node, index), value in picked.items():
+        edit.set_input(node, index, value)
 
 
 def _patch(channels: Channels, kept: Kept, edit: Edit, node: ir.Node) -> Patch | None:
@@ -79,7 +110,8 @@ def _gather(patch: Patch, shuffle: Shuffle) -> None:
     chosen = patch.edit.add_weight("channels", entries.astype(np.int64), patch.graph)
     node = ir.node("Gather", [shuffle.source, chosen], {"axis": shuffle.place})
     output = patch.node.outputs[0]
-    node.outputs[0].type, node.outputs[0].shape = output.type, ir.Shape([None] * len(patch.axes_out()))
+    if output.type is not None:
+        node.outputs[0].type, node.outputs[0].shape = output.type, ir.Shape([None] * len(patch.axes_out()))
     patch.edit.insert([node], before=patch.node)
     patch.edit.rewire(output, node.outputs[0])
     patch.edit.remove(patch.node, *shuffle.chain)
@@ -88,7 +120,8 @@ def _gather(patch: Patch, shuffle: Shuffle) -> None:
 def _cut_weights(channels: Channels, kept: Kept, edit: Edit) -> None:
     seen: dict[ir.Value, list[Weight]] = {}
     for weight in channels.weights:
-        seen.setdefault(weight.root, []).append(weight)
+        if weight.reader is None:
+            seen.setdefault(weight.root, []).append(weight)
     for root, views in seen.items():
         masks = [tuple(kept.of(ids) for ids in view.ids) for view in views]
         if all(_whole(each) for each in masks):
@@ -105,6 +138,31 @@ def _cut_weights(channels: Channels, kept: Kept, edit: Edit) -> None:
                 edit.set_input(node, index, new)
         redirected = {use for view, each in zip(views, masks, strict=True) if not _whole(each) for use in view.uses}
         edit.remove(*_unread(root, redirected))
+
+
+def _remake_weights(channels: Channels, kept: Kept, edit: Edit) -> None:
+    """Let readers of what is made of constants, for others too, each have their own part of it."""
+    remade: dict[Use, list[Weight]] = {}
+    for weight in channels.weights:
+        if weight.reader is not None:
+            remade.setdefault(weight.reader, []).append(weight)
+    redirected: dict[ir.Node, set[Use]] = {}
+    for use, weights in remade.items():
+        masks = [tuple(kept.of(ids) for ids in weight.ids) for weight in weights]
+        if all(_whole(each) for each in masks):
+            continue
+        maker = weights[0].uses[0][0]
+        inputs = list(maker.inputs)
+        for weight, each in zip(weights, masks, strict=True):
+            if not _whole(each):
+                inputs[weight.uses[0][1]] = edit.add_weight(weight.root.name or "weight", _cut(weight.root, each))
+        node = ir.Node(maker.domain, maker.op_type, inputs, list(maker.attributes.values()))
+        node.outputs[0].type = maker.outputs[0].type
+        edit.insert([node], before=use[0])
+        edit.set_input(*use, node.outputs[0])
+        redirected.setdefault(maker, set()).add(use)
+    for maker, uses in redirected.items():
+        edit.remove(*_unread(maker.outputs[0], uses))
 
 
 def _read_only_by(root: ir.Value, views: Sequence[Weight]) -> bool:

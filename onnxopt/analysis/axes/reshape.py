@@ -1,12 +1,12 @@
 """What a Reshape does to axes: the same digits, grouped differently, some of them taken apart."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from onnxopt.analysis.axes.axis import Axes, Axis, Block, Digit, fixed, hold, replaced, runs
 from onnxopt.analysis.axes.ids import Freeze
-from onnxopt.analysis.symbols.expressions import Scalar, Space
+from onnxopt.analysis.symbols.expressions import Scalar, Space, product
 from onnxopt.analysis.symbols.functions import divided
 
 _TORN = Freeze("semantics", "a Reshape puts its channels across one another")
@@ -23,31 +23,111 @@ def regrouped(axes: Axes, shape: Sequence[Scalar], space: Space) -> Axes:
         shape: that it is given.
         space: of the sizes.
     """
+    return _noted(_by_runs(axes, shape, lambda run, sizes: _grouped(run, sizes, space) or _whole(run, sizes)))
+
+
+def followed(axes: Axes, shape: Sequence[Scalar], space: Space) -> Axes | None:
+    """The same where no channels have to stay because sizes are unknown; None where some would."""
+    lost = False
+
+    def grouped(run: Sequence[Digit], sizes: Sequence[Scalar]) -> list[Axis]:
+        nonlocal lost
+        found = _grouped(run, sizes, space)
+        lost = lost or (found is None and _is_open(run, sizes))
+        return found or [()] * len(sizes)
+
+    _by_runs(axes, shape, grouped)
+    return None if lost else regrouped(axes, shape, space)
+
+
+def at_sizes(
+    axes: Axes, shape: Sequence[Scalar], known: Sequence[tuple[Sequence[int], Sequence[int]]], space: Space
+) -> Axes | None:
+    """The same for sizes that are open, if channels are taken apart in one way wherever sizes are looked at.
+
+    Args:
+        axes: of the tensor.
+        shape: that it is given.
+        known: what the shapes before and behind are, at some sizes of the inputs.
+        space: of the sizes.
+    """
+    found: list[Axes] = []
+    for before, behind in known:
+        numbered = tuple(_numbered(axis, size) for axis, size in zip(axes, before, strict=True))
+        result = followed(numbered, behind, space) if all(axis is not None for axis in numbered) else None  # type: ignore[arg-type]
+        if result is None:
+            return None
+        found.append(result)
+    if len({_structure(result) for result in found}) != 1:
+        return None
+    return _noted(tuple(_opened(*each, space) for each in zip(found[0], found[-1], shape, strict=True)))
+
+
+def _numbered(axis: Axis, size: int) -> Axis | None:
+    """An axis with numbers for open sizes; None where that takes more than one."""
+    open_ = [digit for digit in axis if not isinstance(digit.size, int)]
+    rest = product(digit.size for digit in axis if isinstance(digit.size, int))
+    if not open_:
+        return axis if rest == size else None
+    if len(open_) > 1 or not isinstance(rest, int) or rest < 1 or size % rest:
+        return None
+    left = replace(open_[0], size=size // rest)
+    return tuple(left if digit is open_[0] else digit for digit in axis if digit is not open_[0] or left.size != 1)
+
+
+def _structure(axes: Axes) -> tuple[tuple[tuple[int, int | None], ...], ...]:
+    """Which channels make which axes."""
+    return tuple(
+        tuple((int(digit.block.along(digit.at)[0]), int(digit.size)) for digit in axis if digit.block and digit.live)  # type: ignore[arg-type]
+        for axis in axes
+    )
+
+
+def _opened(axis: Axis, other: Axis, size: Scalar, space: Space) -> Axis:
+    """An axis with sizes that hold whatever those of the inputs are, from what it is at two choices of them."""
+    if not any(digit.live for digit in axis):
+        return fixed(size, axis[0].fixed if axis else _UNKNOWN)
+    if len(axis) != len(other):
+        return tuple(digit if digit.live else replace(digit, size=space.fresh(), block=None) for digit in axis)
+    varying = [place for place, (x, y) in enumerate(zip(axis, other, strict=True)) if x.size != y.size]
+    rest = divided(space, size, product(digit.size for place, digit in enumerate(axis) if place not in varying))
+    if len(varying) != 1 or rest is None:
+        rest = space.fresh()
+    return tuple(
+        replace(digit, size=rest, block=None) if place in varying else digit for place, digit in enumerate(axis)
+    )
+
+
+def _by_runs(
+    axes: Axes, shape: Sequence[Scalar], group: Callable[[Sequence[Digit], Sequence[Scalar]], list[Axis]]
+) -> Axes:
     digits = [digit for axis in axes for digit in axis]
     wanted = [(place, size) for place, size in enumerate(shape) if size != 1]
     result: list[Axis] = [()] * len(shape)
     for (start, end), (first, last) in runs([digit.size for digit in digits], [size for _, size in wanted]):
-        places = [place for place, _ in wanted[first:last]]
-        sizes = [size for _, size in wanted[first:last]]
-        for place, axis in zip(places, _refined(digits[start:end], sizes, space), strict=True):
+        run, sizes = digits[start:end], [size for _, size in wanted[first:last]]
+        found = group(run, sizes) if any(digit.live for digit in run) else _fixed(run, sizes)
+        for (place, _), axis in zip(wanted[first:last], found, strict=True):
             result[place] = axis
-    return _noted(tuple(result))
+    return tuple(result)
 
 
-def _refined(run: list[Digit], sizes: list[Scalar], space: Space) -> list[Axis]:
-    """One run of digits as axes of these sizes."""
-    if not any(digit.live for digit in run):
-        why = run[0].fixed if run else _UNKNOWN
-        return (
-            [(run[0],)] if len(run) == len(sizes) == 1 and run[0].size == sizes[0] else [fixed(s, why) for s in sizes]
-        )
-    grouped = _grouped(run, sizes, space)
-    if grouped is not None:
-        return grouped
-    unknown = any(not isinstance(size, int) for size in (*sizes, *(digit.size for digit in run)))
-    why = _UNKNOWN if unknown else _TORN
+def _fixed(run: Sequence[Digit], sizes: Sequence[Scalar]) -> list[Axis]:
+    """A run without channels as axes of these sizes."""
+    if len(run) == len(sizes) == 1 and run[0].size == sizes[0]:
+        return [(run[0],)]
+    return [fixed(size, run[0].fixed if run else _UNKNOWN) for size in sizes]
+
+
+def _whole(run: Sequence[Digit], sizes: Sequence[Scalar]) -> list[Axis]:
+    """A run of which all channels stay."""
+    why = _UNKNOWN if _is_open(run, sizes) else _TORN
     hold(tuple(run), why)
     return [fixed(size, why) for size in sizes]
+
+
+def _is_open(run: Sequence[Digit], sizes: Sequence[Scalar]) -> bool:
+    return any(not isinstance(size, int) for size in (*sizes, *(digit.size for digit in run)))
 
 
 def _grouped(run: Sequence[Digit], sizes: Sequence[Scalar], space: Space) -> list[Axis] | None:

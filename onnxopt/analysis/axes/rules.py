@@ -8,17 +8,36 @@ import onnx_ir as ir
 
 from onnxopt.analysis.axes.axis import Axes, Axis, channels, fixed, hold, reason, taken, united, vector
 from onnxopt.analysis.axes.ids import Freeze, Ids, Kind, Reason
-from onnxopt.analysis.axes.reshape import regrouped
+from onnxopt.analysis.axes.reshape import at_sizes, followed, regrouped
 from onnxopt.analysis.symbols import Call as Known
-from onnxopt.analysis.symbols import Fact
+from onnxopt.analysis.symbols import Fact, Scalar
+from onnxopt.analysis.symbols.facts import Shape
 from onnxopt.nodes import bodies, label
 
 if TYPE_CHECKING:
     from onnxopt.analysis.axes.engine import Engine
     from onnxopt.analysis.axes.patch import Patch
 
-MICROSOFT = "com.microsoft"
-"""The domain of ONNX Runtime's own operators."""
+
+SHARED = "read by several, each of which takes its part"
+"""Why an axis stays of which readers take what they like."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A reader takes part of an axis of an input that others read as well.
+
+    Attributes:
+        node: the reader.
+        index: of the input.
+        place: of the axis.
+        axis: the entries as this reader sees them.
+    """
+
+    node: ir.Node
+    index: int
+    place: int
+    axis: Axis
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,8 @@ class Consumption:
         place: of the axis.
         axis: its channels.
         zero: index of the input that holds what stands for 0, in quantized operators; None where 0 does.
+        inside: whether the operator itself makes what it sums over, so that nothing but this input, which that is
+            multiplied with, can be seen from outside.
     """
 
     node: ir.Node
@@ -38,6 +59,7 @@ class Consumption:
     place: int
     axis: Axis
     zero: int | None = None
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,10 +107,10 @@ class Call:
         """Position by position, two axes are of the same channels; `added`: see `Ledger.unite`."""
         united(self._engine.ledger, a, b, added=added, node=label(self.node))
 
-    def consume(self, index: int, place: int, axis: Axis, *, zero: int | None = None) -> None:
-        """The operator sums over an axis of an input; `zero`: see `Consumption`."""
+    def consume(self, index: int, place: int, axis: Axis, *, zero: int | None = None, inside: bool = False) -> None:
+        """The operator sums over an axis of an input; `zero`, `inside`: see `Consumption`."""
         if vector(axis) is not None:
-            self._engine.consumed.append(Consumption(self.node, index, place, axis, zero))
+            self._engine.consumed.append(Consumption(self.node, index, place, axis, zero, inside))
 
     def hold(self, axis: Axis, why: str, reason: Reason = "semantics") -> None:
         """No entry of an axis may go."""
@@ -115,6 +137,13 @@ class Call:
         """An axis of the result of a Reshape; channels again, if a chain of nodes took them apart and permuted them."""
         return self._engine.together(self.node, place, axis)
 
+    def reshaped(self, axes: Axes, shape: Shape) -> Axes:
+        """The axes of what has these axes, reshaped to this shape by the node."""
+        found = followed(axes, shape, self.known.space)
+        if found is None:
+            found = at_sizes(axes, shape, self._engine.shapes_seen(self.node), self.known.space)
+        return regrouped(axes, shape, self.known.space) if found is None else found
+
     def apart(self, axis: Axis, outer: int, inner: int) -> tuple[Axis, Axis]:
         """An axis of `outer * inner` entries as two."""
         first, second = regrouped((axis,), (outer, inner), self.known.space)
@@ -136,6 +165,11 @@ class Call:
         ids = vector(axis)
         if ids is not None:
             self._engine.ledger.tag(ids, kind)
+            self._engine.tagged.update((digit.block, digit.at) for digit in axis if digit.block is not None)
+
+    def is_tagged(self, axis: Axis) -> bool:
+        """Whether it was said what the entries of an axis are units of."""
+        return any(digit.live and (digit.block, digit.at) in self._engine.tagged for digit in axis)
 
     def axes_out(self, index: int = 0) -> Axes | None:
         """Axes of an output, once they are given."""
@@ -155,11 +189,33 @@ class Call:
         """Channels of their own, for an axis along which a value is repeated."""
         return self._engine.ledger.fresh(count)
 
-    def rest(self, rank: int, why: str) -> Axes:
-        """Axes of the first output behind batch and channels: windows and images, which keep their length."""
-        shape, freeze = self.out().shape, Freeze("semantics", why, label(self.node))
-        sizes = shape[2:] if shape is not None else [self.known.space.fresh() for _ in range(rank - 2)]
-        return tuple(fixed(size, freeze) for size in sizes)
+    def length(self, size: Scalar, why: str) -> Axis:
+        """An axis that keeps its length, because of this node."""
+        return fixed(size, Freeze("semantics", why, label(self.node)))
+
+    def repeated(self, count: int) -> Axis:
+        """An axis along which a value is repeated: as often as its reader likes, and each reader for itself."""
+        axis = self.channels(self.fresh(count))
+        self._engine.repeated.update(digit.block for digit in axis if digit.block is not None)
+        return axis
+
+    def is_shared(self, index: int) -> bool:
+        """Whether others read a computed input as well."""
+        value = self.node.inputs[index]
+        return value is not None and not self.constant(index) and len(value.uses()) > 1
+
+    def part(self, index: int, place: int) -> Axis:
+        """An axis of an input of which this reader takes what it likes, whatever others do; the whole stays."""
+        return self._engine.part(self.node, index, place)
+
+    def rest(self, rank: int, why: str, *, last: bool = False) -> Axes:
+        """Axes of the first output behind batch and channels, or between them where channels are `last`: windows and
+        images, which keep their length.
+        """
+        shape = self.out().shape
+        known = shape if shape is not None else tuple(self.known.space.fresh() for _ in range(rank))
+        sizes = known[1:-1] if last else known[2:]
+        return tuple(self.length(size, why) for size in sizes)
 
     def reason(self, axis: Axis) -> Freeze:
         """Why an axis keeps its length."""

@@ -1,25 +1,31 @@
 """Convolutions, ordinary, grouped and depthwise.
 
-Channels of a grouped convolution go in one of two ways: whole groups, or the same places in every group. Whichever
-gives more units is taken.
+Channels of a grouped convolution go in one of two ways: the same places in every group, which halves a weight twice
+when half of the channels go, or whole groups. Narrow groups, if there are more of them than places in one, go whole.
 """
 
+from dataclasses import dataclass
+
 from onnxopt.analysis.axes.axis import Axes, Axis, size_of
+from onnxopt.analysis.axes.ids import WINDOW
 from onnxopt.analysis.axes.patch import Patch
 from onnxopt.analysis.axes.rules import Call, rewrite, rule
 
-_WINDOW = "the size of a window or an image"
 _GROUP = "the size of what is removed whole: a group of a convolution"
+
+
+_WIDE = 8
+"""Groups of so many channels are wide enough to lose some of them."""
 
 
 @rule("Conv")
 def _conv(call: Call) -> None:
-    convolved(call, 0, 1, 2)
+    convolved(call, Places())
 
 
 @rule("ConvTranspose")
 def _transposed(call: Call) -> None:
-    found = _operands(call, 0, 1)
+    found = _operands(call, Places())
     if found is None:
         return
     x, weight, groups = found
@@ -32,13 +38,13 @@ def _transposed(call: Call) -> None:
         result = _grouped_transposed(call, x[1], weight, groups)
     if call.has(2):
         call.unite(result, (call.axes(2) or ((),))[0])
-    call.give((x[0], result, *call.rest(len(x), _WINDOW)))
+    call.give((x[0], result, *call.rest(len(x), WINDOW)))
 
 
 def _grouped_transposed(call: Call, source: Axis, weight: Axes, groups: int) -> Axis:
     inner = _int(source) // groups
     outer, inside = call.apart(source, groups, inner)
-    if groups > inner:
+    if inner < _WIDE and groups > inner:
         call.hold(inside, _GROUP)
         call.hold(weight[1], _GROUP)
         return outer + weight[1]
@@ -48,56 +54,75 @@ def _grouped_transposed(call: Call, source: Axis, weight: Axes, groups: int) -> 
     return outer + weight[1]
 
 
-def convolved(call: Call, data: int, filters: int, bias: int) -> None:
-    """State the axes of a convolution.
+@dataclass(frozen=True)
+class Places:
+    """Where a convolution has its operands.
 
-    Args:
-        call: the operator.
+    Attributes:
         data: index of its input [N, C, ...].
         filters: index of the weight [M, C / groups, ...].
-        bias: index of the bias [M].
+        bias: index of the bias [M]; past the last input where the operator takes none.
+        zero: see `Consumption`.
+        last: whether the data are [N, ..., C], and so is the result.
+        filters_last: whether the weight is [M, ..., C / groups].
     """
-    found = _operands(call, data, filters)
+
+    data: int = 0
+    filters: int = 1
+    bias: int = 2
+    zero: int | None = None
+    last: bool = False
+    filters_last: bool = False
+
+
+def convolved(call: Call, places: Places) -> None:
+    """State the axes of a convolution."""
+    found = _operands(call, places)
     if found is None:
         return
     x, weight, groups = found
+    summed = x[1]
     if groups == 1:
         call.unite(x[1], weight[1])
-        call.consume(data, 1, x[1])
-        call.consume(filters, 1, weight[1])
     else:
-        _grouped(call, data, x[1], filters, weight, groups)
-    if call.has(bias):
-        call.unite(weight[0], (call.parameter(bias) or ((),))[0])
-    call.give((x[0], weight[0], *call.rest(len(x), _WINDOW)))
+        summed = _grouped(call, x[1], weight, groups)
+    if groups == 1 or summed:
+        call.consume(places.data, len(x) - 1 if places.last else 1, summed, zero=places.zero)
+        call.consume(places.filters, len(x) - 1 if places.filters_last else 1, weight[1])
+    if call.has(places.bias):
+        call.unite(weight[0], (call.parameter(places.bias) or ((),))[0])
+    images = call.rest(len(x), WINDOW, last=places.last)
+    call.give((x[0], *images, weight[0]) if places.last else (x[0], weight[0], *images))
 
 
-def _grouped(call: Call, data: int, source: Axis, filters: int, weight: Axes, groups: int) -> None:
+def _grouped(call: Call, source: Axis, weight: Axes, groups: int) -> Axis:
+    """What is summed over of a grouped convolution's channels: none where whole groups go."""
     inner = _int(source) // groups
     outer, inside = call.apart(source, groups, inner)
     rows, within = call.apart(weight[0], groups, _int(weight[0]) // groups)
-    if groups > inner:
+    if inner < _WIDE and groups > inner:
         call.hold(inside, _GROUP)
         call.hold(within, _GROUP)
         call.hold(weight[1], _GROUP)
         call.unite(outer, rows)
-        return
+        return ()
     call.hold(outer, _GROUP)
     call.hold(rows, _GROUP)
     call.unite(inside, weight[1])
-    call.consume(data, 1, source)
-    call.consume(filters, 1, weight[1])
+    return source
 
 
-def _operands(call: Call, data: int, filters: int) -> tuple[Axes, Axes, int] | None:
-    """Data, weight and number of groups, windows held; None where a rank is unknown."""
-    x, weight = call.axes(data), call.parameter(filters)
+def _operands(call: Call, places: Places) -> tuple[Axes, Axes, int] | None:
+    """Data, weight, both with channels in front, and number of groups, windows held; None where a rank is unknown."""
+    x, weight = call.axes(places.data), call.parameter(places.filters)
     if x is None or weight is None or len(x) < 3:
         for axis in (*(x or ()), *(weight or ())):
             call.hold(axis, "convolved with a tensor of unknown rank", "needs-rule")
         return None
+    x = (x[0], x[-1], *x[1:-1]) if places.last else x
+    weight = (weight[0], weight[-1], *weight[1:-1]) if places.filters_last else weight
     for axis in (*x[2:], *weight[2:]):
-        call.hold(axis, _WINDOW)
+        call.hold(axis, WINDOW)
     return x, weight, call.integer("group", 1)
 
 
@@ -110,7 +135,13 @@ def _int(axis: Axis) -> int:
 
 @rewrite("Conv")
 def _groups(patch: Patch) -> None:
-    patch.set_attribute("group", patch.size(0, 1) // patch.size(1, 1))
+    regroup(patch, Places())
+
+
+def regroup(patch: Patch, places: Places) -> None:
+    """Let a convolution have as many groups as its channels now make."""
+    channels = patch.size(places.data, -1 if places.last else 1)
+    patch.set_attribute("group", channels // patch.size(places.filters, -1 if places.filters_last else 1))
 
 
 @rewrite("ConvTranspose")

@@ -5,26 +5,49 @@ from collections.abc import Sequence
 from onnxopt.analysis.axes.axis import Axes, Axis
 from onnxopt.analysis.axes.rules import Call, rule
 
-
-@rule(
+UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike", "Ceil", "Celu", "Clip",
     "Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf",
     "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
     "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
+"""Operators on one tensor."""
+
+COMBINING = (
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
+    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+)  # fmt: skip
+"""Operators on several, aligned at their last axes."""
+
+ELEMENTWISE = frozenset(("", op) for op in (*UNARY, *COMBINING))
+"""What both are registered under."""
+
+
+@rule(*UNARY)
 def _unary(call: Call) -> None:
     for index in range(len(call.node.outputs)):
         call.give(call.axes(0), index)
 
 
-@rule(
-    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
-    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
-)  # fmt: skip
+@rule(*COMBINING)
 def _broadcast(call: Call) -> None:
     given = [index for index in range(len(call.node.inputs)) if call.has(index)]
+    _take_parts(call, given)
     added = call.node.op_type in ("Add", "Sub", "Sum") and not any(call.constant(index) for index in given)
     call.give(broadcast(call, [call.axes(index) for index in given], added=added))
+
+
+def _take_parts(call: Call, given: Sequence[int]) -> None:
+    """What several layers add to the scores of their heads ties none of them: each takes the part of its own heads."""
+    for index in given:
+        axes = call.axes(index)
+        if axes is None or not call.is_shared(index):
+            continue
+        for other in given:
+            beside = call.axes(other) or ()
+            for back in range(1, min(len(axes), len(beside)) + 1):
+                if other != index and axes[-back] and call.is_tagged(beside[-back]) and not call.is_tagged(axes[-back]):
+                    call.part(index, len(axes) - back)
 
 
 def broadcast(call: Call, operands: Sequence[Axes | None], *, added: bool = False) -> Axes | None:

@@ -1,13 +1,16 @@
 """Operators that move, regroup, repeat or drop entries, without computing anything."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxopt.analysis.axes.axis import Axes, Axis, fixed, size_of, vector
 from onnxopt.analysis.axes.ids import Freeze, Ids
 from onnxopt.analysis.axes.patch import Patch, sliced
 from onnxopt.analysis.axes.reshape import regrouped
-from onnxopt.analysis.axes.rules import Call, rewrite, rule
-from onnxopt.analysis.symbols.expressions import Scalar
+from onnxopt.analysis.axes.rules import SHARED, Call, rewrite, rule
+from onnxopt.analysis.symbols import Fact
+from onnxopt.analysis.symbols.expressions import Scalar, product
 from onnxopt.analysis.symbols.indexing import slice_bounds
 from onnxopt.analysis.symbols.rules import normalized
 
@@ -32,7 +35,7 @@ def _reshape(call: Call) -> None:
     if shape is None or 0 in shape:
         call.hold_input(0, "reshaped to a shape that is not known", "needs-rule")
         return
-    result = regrouped(axes, shape, call.known.space)
+    result = call.reshaped(axes, shape)
     call.give(tuple(call.together(place, axis) for place, axis in enumerate(result)))
 
 
@@ -43,11 +46,15 @@ def _target(patch: Patch) -> None:
 
 @rule("Concat")
 def _concat(call: Call) -> None:
-    given = [call.axes(index) for index in range(len(call.node.inputs))]
+    concatenated(call, [call.axes(index) for index in range(len(call.node.inputs))])
+
+
+def concatenated(call: Call, given: Sequence[Axes | None]) -> None:
+    """State the axes of tensors put together along the axis that the attribute `axis` names."""
     known = [axes for axes in given if axes is not None]
     if len(known) < len(given) or len({len(axes) for axes in known}) != 1:
-        for index in range(len(given)):
-            call.hold_input(index, "put beside a tensor of unknown rank", "needs-rule")
+        for axis in (axis for axes in known for axis in axes):
+            call.hold(axis, "put beside a tensor of unknown rank", "needs-rule")
         return
     rank = len(known[0])
     place = normalized(call.integer("axis", 0), rank)
@@ -109,6 +116,8 @@ def _split(call: Call) -> None:
 @rewrite("Split")
 def _lengths(patch: Patch) -> None:
     place = normalized(patch.integer("axis", 0), len(patch.axes(0)))
+    if not patch.shrinks(0, place):
+        return
     lengths = [patch.size_out(index, place) for index in range(len(patch.node.outputs))]
     patch.set_integers(1, lengths, "split")
     patch.set_attribute("num_outputs", None)
@@ -163,10 +172,18 @@ def _gather(call: Call) -> None:
         call.hold_input(0, "picked from by indices of unknown shape", "needs-rule")
         return
     place = normalized(call.integer("axis", 0), len(axes))
+    if _in_order(index, size_of(axes[place])):
+        apart = regrouped((axes[place],), index.shape, call.known.space)
+        call.give((*axes[:place], *apart, *axes[place + 1 :]))
+        return
     if index.known and index.content is not None and index.content.ndim <= 1:
         size = size_of(axes[place])
         if isinstance(size, int):
             entries = np.atleast_1d(index.content).astype(np.int64) % size
+            if index.content.ndim and call.is_shared(0):
+                call.hold(axes[place], SHARED)
+                call.give((*axes[:place], call.channels(call.fresh(len(entries))), *axes[place + 1 :]))
+                return
             if not index.content.ndim:
                 call.hold(axes[place], _PICKED)
             result = call.taken(axes, place, entries, _PICKED)
@@ -177,16 +194,30 @@ def _gather(call: Call) -> None:
     call.give((*axes[:place], *rows, *axes[place + 1 :]))
 
 
+def _in_order(index: Fact, size: Scalar) -> bool:
+    """Whether indices, of several axes, are all there are, each once and in order: a Reshape in disguise."""
+    rule, shape = index.as_affine(), index.shape
+    if rule is None or shape is None or len(shape) < 2 or rule.base != 0 or product(shape) != size:
+        return False
+    steps = [product(shape[at + 1 :]) for at in range(len(shape))]
+    open_ = sum(not isinstance(each, int) for each in shape)
+    return open_ < 2 and all(a == b for a, b, each in zip(rule.steps, steps, shape, strict=True) if each != 1)
+
+
 @rewrite("Gather")
 def _picked(patch: Patch) -> None:
     place = normalized(patch.integer("axis", 0), len(patch.axes(0)))
-    entries = patch.integers(1)
-    kept = patch.kept(0, place)
-    if kept.all() or entries is None:
+    if _in_order(patch.known.fact(1), product(digit.size for digit in patch.axes(0)[place])):
+        patch.become_reshape()
         return
+    entries = patch.integers(1)
+    one = patch.known.shape(1) == ()
+    if entries is None or not (patch.shrinks(0, place) or (not one and patch.shrinks_out(0, place))):
+        return
+    kept = patch.kept(0, place)
+    taken = np.ones(1, bool) if one else patch.kept_out(0, place)
     rank = np.cumsum(kept) - 1
-    old = np.asarray(entries) % len(kept)
-    patch.set_integers(1, [int(rank[each]) for each in old if kept[each]])
+    patch.set_integers(1, [int(rank[each % len(kept)]) for each in np.asarray(entries)[taken]])
 
 
 @rule("Expand")
@@ -203,7 +234,7 @@ def _stretched(call: Call, axis: Axis, size: Scalar) -> Axis:
     if size_of(axis) == size:
         return axis
     if not axis and isinstance(size, int):
-        return call.channels(call.fresh(size))
+        return call.repeated(size)
     call.hold(axis, "may be repeated")
     return fixed(size, call.reason(axis))
 

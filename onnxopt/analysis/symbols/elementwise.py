@@ -27,7 +27,7 @@ from onnxopt.analysis.symbols.rules import RULES, Call, Rule, aligned, broadcast
 
 _SAME_TYPE = (
     "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Celu",
-    "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "LogSoftmax",
+    "Cos", "Cosh", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "LogSoftmax",
     "Mean", "Mish", "PRelu", "Reciprocal", "Relu", "Selu", "Sigmoid", "Sin", "Sinh", "Softmax", "Softplus", "Softsign",
     "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "BitShift", "Hardmax", "Shrink", "LpNormalization",
     "MeanVarianceNormalization", "LRN", "Trilu", "RMSNormalization", "Scaler", "Round",
@@ -36,7 +36,7 @@ _SAME_TYPE = (
 which changes nothing."""
 
 _FIRST_ONLY = frozenset((
-    "Clip", "Shrink", "Trilu", "LpNormalization", "MeanVarianceNormalization", "LRN", "RMSNormalization", "PRelu",
+    "Shrink", "Trilu", "LpNormalization", "MeanVarianceNormalization", "LRN", "RMSNormalization", "PRelu",
 ))  # fmt: skip
 """Operators whose result has the shape of the first input."""
 
@@ -278,6 +278,20 @@ def elementwise(call: Call) -> list[Fact]:
     return [combined(call, op, facts, dtype, to)]
 
 
+@rule("Clip")
+def clip(call: Call) -> list[Fact]:
+    """No less than one bound, then no more than the other."""
+    fact = result = call.fact(0)
+    for index, (op, name) in enumerate((("Max", "min"), ("Min", "max")), 1):
+        attribute = call.node.attributes.get(name)
+        bound = call.fact(index) if call.has(index) else None
+        if attribute is not None and fact.dtype is not None:
+            bound = of_array(np.asarray(attribute.as_float(), fact.dtype.numpy()), fact.dtype)
+        if bound is not None:
+            result = combined(call, op, (result, bound), fact.dtype, fact.dtype)
+    return [result if result.shape == fact.shape else Fact(fact.dtype, fact.shape)]
+
+
 @rule("Where")
 def where(call: Call) -> list[Fact]:
     """The one or the other operand, element by element."""
@@ -353,9 +367,3 @@ def power(call: Call) -> list[Fact]:
 def dropout(call: Call) -> list[Fact]:
     """Two results of the input's shape."""
     return [Fact(call.fact(0).dtype, call.shape(0)), Fact(ir.DataType.BOOL, call.shape(0))]
-
-
-@rule("QuantizeLinear", "DequantizeLinear")
-def quantized(call: Call) -> list[Fact]:
-    """The shape stays; the type is another."""
-    return [Fact(None, call.shape(0))]

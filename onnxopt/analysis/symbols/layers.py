@@ -17,22 +17,23 @@ from onnxopt.analysis.symbols.rules import Call, broadcast_shapes, normalized, r
 def matmul(call: Call) -> list[Fact]:
     """Products over the last axis of the one and the last but one of the other."""
     a, b = call.shape(0), call.shape(1)
-    return [Fact(call.fact(0).dtype, _product(call, a, b))]
+    return [Fact(call.fact(0).dtype, multiplied(call, a, b))]
 
 
 @rule("MatMulInteger")
 def integer_matmul(call: Call) -> list[Fact]:
     """The same of integers, in 32 bits."""
-    return [Fact(ir.DataType.INT32, _product(call, call.shape(0), call.shape(1)))]
+    return [Fact(ir.DataType.INT32, multiplied(call, call.shape(0), call.shape(1)))]
 
 
 @rule("QLinearMatMul")
 def quantized_matmul(call: Call) -> list[Fact]:
     """The same of quantized numbers."""
-    return [Fact(call.fact(7).dtype, _product(call, call.shape(0), call.shape(3)))]
+    return [Fact(call.fact(7).dtype, multiplied(call, call.shape(0), call.shape(3)))]
 
 
-def _product(call: Call, a: Shape | None, b: Shape | None) -> Shape | None:
+def multiplied(call: Call, a: Shape | None, b: Shape | None) -> Shape | None:
+    """Shape of a product as numpy's matmul has it."""
     if not a or not b:
         return None
     left, right = (1, *a) if len(a) == 1 else a, (*b, 1) if len(b) == 1 else b
@@ -46,12 +47,16 @@ def _product(call: Call, a: Shape | None, b: Shape | None) -> Shape | None:
 @rule("Gemm")
 def gemm(call: Call) -> list[Fact]:
     """A product of matrices, each transposed or not."""
-    a, b = call.shape(0), call.shape(1)
+    return [Fact(call.fact(0).dtype, matrices_multiplied(call, call.shape(0), call.shape(1)))]
+
+
+def matrices_multiplied(call: Call, a: Shape | None, b: Shape | None) -> Shape:
+    """Shape of what an operator with Gemm's attributes gives."""
     if a is None or b is None or len(a) != 2 or len(b) != 2:
-        return [Fact(call.fact(0).dtype, (call.space.fresh(), call.space.fresh()))]
+        return (call.space.fresh(), call.space.fresh())
     rows, columns = a[1 if call.integer("transA", 0) else 0], b[0 if call.integer("transB", 0) else 1]
     call.space.meet(a[0 if call.integer("transA", 0) else 1], b[1 if call.integer("transB", 0) else 0])
-    return [Fact(call.fact(0).dtype, (rows, columns))]
+    return (rows, columns)
 
 
 @rule("Conv", "ConvInteger", "QLinearConv")
@@ -60,10 +65,15 @@ def conv(call: Call) -> list[Fact]:
     kind = call.node.op_type
     x, w = call.shape(0), call.shape(3 if kind == "QLinearConv" else 1)
     dtype = {"Conv": call.fact(0).dtype, "ConvInteger": ir.DataType.INT32, "QLinearConv": call.fact(7).dtype}[kind]
+    return [Fact(dtype, convolved(call, x, w))]
+
+
+def convolved(call: Call, x: Shape | None, w: Shape | None) -> Shape | None:
+    """Shape of a convolution of [N, C, ...] with [M, C / groups, ...]."""
     if x is None or w is None or len(x) != len(w):
-        return [Fact(dtype)]
+        return None
     window: list[Scalar] = [*(_ints(call, "kernel_shape") or w[2:])]
-    return [Fact(dtype, (x[0], w[0], *_places(call, x[2:], window)))]
+    return (x[0], w[0], *_places(call, x[2:], window))
 
 
 @rule("ConvTranspose")
@@ -96,11 +106,17 @@ def conv_transpose(call: Call) -> list[Fact]:
 @rule("MaxPool", "AveragePool", "LpPool")
 def pool(call: Call) -> list[Fact]:
     """A window's maximum or mean at each place."""
-    fact, window = call.fact(0), _ints(call, "kernel_shape")
-    if fact.shape is None or not window or len(window) != len(fact.shape) - 2:
-        return [Fact(fact.dtype)] * len(call.node.outputs)
-    shape = (*fact.shape[:2], *_places(call, fact.shape[2:], window))
+    fact = call.fact(0)
+    shape = pooled(call, fact.shape)
     return [Fact(fact.dtype, shape), Fact(ir.DataType.INT64, shape)]
+
+
+def pooled(call: Call, x: Shape | None) -> Shape | None:
+    """Shape of what windows of [N, C, ...] give, one number each."""
+    window = _ints(call, "kernel_shape")
+    if x is None or not window or len(window) != len(x) - 2:
+        return None
+    return (*x[:2], *_places(call, x[2:], window))
 
 
 def _places(call: Call, sizes: Shape, window: Sequence[Scalar]) -> list[Scalar]:
@@ -150,8 +166,10 @@ def global_pool(call: Call) -> list[Fact]:
 
 @rule("BatchNormalization", "InstanceNormalization", "GroupNormalization")
 def normalization(call: Call) -> list[Fact]:
-    """The input's shape; statistics are not followed."""
-    return [Fact(call.fact(0).dtype, call.shape(0))]
+    """The input's shape; statistics, of which BatchNormalization may give four, have one element a channel."""
+    fact = call.fact(0)
+    channels = None if fact.shape is None or len(fact.shape) < 2 else fact.shape[1:2]
+    return [Fact(fact.dtype, fact.shape), *[Fact(None, channels)] * 4]
 
 
 @rule("LayerNormalization", "SkipLayerNormalization")
@@ -282,12 +300,6 @@ def einsum(call: Call) -> list[Fact]:
             assert known is not None
             sizes[letter] = known[0]
     return [Fact(dtype, tuple(sizes[letter] for letter in right))]
-
-
-@rule("Attention")
-def attention(call: Call) -> list[Fact]:
-    """Not followed."""
-    return [Fact(call.fact(0).dtype)] + [Fact()] * (len(call.node.outputs) - 1)
 
 
 @rule("NonMaxSuppression")

@@ -65,17 +65,25 @@ class Call:
 Rule: TypeAlias = Callable[[Call], Sequence[Fact]]
 
 RULES: dict[str, Rule] = {}
-"""Operator of the default domain -> its rule."""
+"""Operator of the default domain -> its rule; those of other domains as `DOMAIN::OPERATOR`."""
+
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 
 
-def rule(*ops: str) -> Callable[[Rule], Rule]:
+def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
     """Register a rule for operators."""
 
     def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(ops, function))
+        RULES.update(dict.fromkeys((key(domain, op) for op in ops), function))
         return function
 
     return register
+
+
+def key(domain: str, op: str) -> str:
+    """What the rule of an operator is registered under."""
+    return op if domain in ("", "ai.onnx") else f"{domain}::{op}"
 
 
 def only_numbers(values: Iterable[Scalar]) -> list[int] | None:

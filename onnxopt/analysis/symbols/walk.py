@@ -8,11 +8,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.analysis.structure import constant_tensor, topological
-from onnxopt.analysis.symbols import casting, elementwise, indexing, layers, layout  # noqa: F401  (they register rules)
+from onnxopt.analysis.symbols import (  # noqa: F401  (they register rules)
+    casting,
+    elementwise,
+    fused,
+    indexing,
+    layers,
+    layout,
+    quantized,
+)
 from onnxopt.analysis.symbols.expressions import Space
 from onnxopt.analysis.symbols.facts import MOST_ELEMENTS, PLAIN, Fact, Shape, of_array
 from onnxopt.analysis.symbols.fallback import inferred
-from onnxopt.analysis.symbols.rules import RULES, UNKNOWN, Call
+from onnxopt.analysis.symbols.rules import RULES, UNKNOWN, Call, key
 from onnxopt.model import Model
 from onnxopt.nodes import bodies
 
@@ -44,7 +52,7 @@ class Symbols:
         return Call(node, _inputs(node, self._facts), self.space, self.opset)
 
 
-def symbols(model: Model) -> Symbols:
+def symbols(model: Model, sizes: Mapping[str, Shape] | None = None) -> Symbols:
     """Follow shapes, and elements of small tensors, through a model.
 
     Believed are: declared types; declared sizes of the inputs' axes where they are numbers, for the runtime refuses
@@ -55,17 +63,21 @@ def symbols(model: Model) -> Symbols:
     What is found holds for all sizes from 1 to 2**31 - 1, with 64-bit integers that do not overflow. Comparisons
     are decided, and slices measured, for empty axes as well; a Reshape of an empty tensor, and a Concat of tensors
     that do not fit and of which the empty ones are ignored, may give another shape than the one found.
+
+    Args:
+        model: the model.
+        sizes: input name -> shape, where what holds is asked for these sizes alone.
     """
     space = Space()
     for _ in range(_ROUNDS):
         space.merged = False
-        facts, order = _walk(model, space)
+        facts, order = _walk(model, space, sizes or {})
         if not space.merged:
             break
     return Symbols(space, tuple(order), model.opset, facts)
 
 
-def _walk(model: Model, space: Space) -> tuple[dict[ir.Value, Fact], list[ir.Node]]:
+def _walk(model: Model, space: Space, sizes: Mapping[str, Shape]) -> tuple[dict[ir.Value, Fact], list[ir.Node]]:
     facts: dict[ir.Value, Fact] = {}
     order: list[ir.Node] = []
     functions = set(model.ir.functions)
@@ -74,7 +86,7 @@ def _walk(model: Model, space: Space) -> tuple[dict[ir.Value, Fact], list[ir.Nod
         node, rest = open_[-1]
         item = next(rest, None)
         if isinstance(item, ir.Graph):
-            _enter(model, item, node, facts, space)
+            _enter(model, item, node, facts, space, sizes)
             open_.append((None, iter(topological(item))))
         elif isinstance(item, ir.Node):
             if any(True for _ in bodies(item)):
@@ -92,13 +104,21 @@ def _walk(model: Model, space: Space) -> tuple[dict[ir.Value, Fact], list[ir.Nod
     return facts, order
 
 
-def _enter(model: Model, graph: ir.Graph, node: ir.Node | None, facts: dict[ir.Value, Fact], space: Space) -> None:
+def _enter(
+    model: Model,
+    graph: ir.Graph,
+    node: ir.Node | None,
+    facts: dict[ir.Value, Fact],
+    space: Space,
+    sizes: Mapping[str, Shape],
+) -> None:
     """Facts of a graph's inputs and weights."""
     main = graph is model.graph
     given = () if node is None else _handed_in(node, facts, model.opset)
     for index, value in enumerate(graph.inputs):
         if main:
-            facts[value] = _input(value, space)
+            given_size = sizes.get(value.name or "")
+            facts[value] = _input(value, space) if given_size is None else Fact(value.dtype, given_size)
         else:
             facts[value] = Fact(value.dtype, given[index] if index < len(given) else None)
     for value in graph.initializers.values():
@@ -152,15 +172,14 @@ def _inputs(node: ir.Node, facts: Mapping[ir.Value, Fact]) -> tuple[Fact | None,
 
 
 def _found(node: ir.Node, facts: Mapping[ir.Value, Fact], space: Space, opset: int) -> Sequence[Fact]:
-    if node.domain not in ("", "ai.onnx"):
-        return ()
-    if node.op_type == "Constant":
+    name = key(node.domain, node.op_type)
+    if name == "Constant":
         tensor = constant_tensor(node.outputs[0])
         return () if tensor is None else [constant_fact(node.outputs[0])]
     call = Call(node, _inputs(node, facts), space, opset)
-    rule = RULES.get(node.op_type)
+    rule = RULES.get(name)
     try:
-        return rule(call) if rule is not None else inferred(call)
+        return rule(call) if rule is not None else inferred(call) if name == node.op_type else ()
     except (IndexError, KeyError, ValueError, TypeError, ArithmeticError) as error:  # the model is not as it should be
         logger.debug("nothing found for %s: %s", node.name, error)
         return ()

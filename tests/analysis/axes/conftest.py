@@ -11,16 +11,18 @@ import onnxruntime as ort
 import pytest
 
 from onnxopt.analysis.axes import ChannelGroup, Channels, channel_ids, groups, masking, removal
+from onnxopt.analysis.symbols import Polynomial, symbols
 from onnxopt.model import Model, load
+from onnxopt.models.builders.sketch import Sketch
 from onnxopt.serialization import to_proto
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
 
-def outputs(model: Model | onnx.ModelProto, feeds: Feeds) -> list[npt.NDArray[Any]]:
+def outputs(model: Model | onnx.ModelProto, feeds: Feeds, *, check: bool = True) -> list[npt.NDArray[Any]]:
     """What ONNX Runtime computes, without optimizations; the model passes the full checker first."""
     proto = to_proto(model.ir) if isinstance(model, Model) else model
-    if all(each.domain in ("", "ai.onnx") for each in proto.opset_import):
+    if check and all(each.domain in ("", "ai.onnx") for each in proto.opset_import):
         onnx.checker.check_model(proto, full_check=True)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -86,3 +88,81 @@ def assert_exact() -> Callable[..., Channels]:
 def removing() -> SimpleNamespace:
     """The parts of the oracle: `outputs`, `without`, `ignoring`, `drawn`."""
     return SimpleNamespace(outputs=outputs, without=without, ignoring=ignoring, drawn=drawn)
+
+
+def _assert_shapes(proto: onnx.ModelProto, feeds: Feeds) -> None:
+    """What is found of the shapes and types of all values, at the sizes of some feeds, is what the runtime gives."""
+    proto = onnx.ModelProto.FromString(proto.SerializeToString())
+    for info in proto.graph.input:
+        for dim, size in zip(info.type.tensor_type.shape.dim, feeds[info.name].shape, strict=True):
+            dim.dim_value = size
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for node in proto.graph.node for name in node.output)
+    model = load(proto)
+    found = symbols(model)
+    for value, array in zip(model.graph.outputs, outputs(proto, feeds, check=False), strict=True):
+        fact = found.of(value)
+        assert fact.shape is not None, value.name
+        assert len(fact.shape) == array.ndim, value.name
+        sizes = [
+            real if isinstance(size, Polynomial) else size for size, real in zip(fact.shape, array.shape, strict=True)
+        ]
+        assert sizes == list(array.shape), value.name
+        assert fact.dtype is not None, value.name
+        assert fact.dtype.numpy() == array.dtype, value.name
+
+
+@pytest.fixture(scope="session")
+def check() -> Callable[[onnx.ModelProto, Feeds], Channels]:
+    """See `_assert_exact`, after `_assert_shapes`."""
+
+    def both(proto: onnx.ModelProto, feeds: Feeds) -> Channels:
+        _assert_shapes(proto, feeds)
+        return _assert_exact(proto, feeds)
+
+    return both
+
+
+def _sandwich(
+    middle: Callable[[Sketch, str], str], *, channels: int = 8, rows: int | None = None, tokens: bool = False,
+    sizes: tuple[int | str, ...] = (6, 4), rank: int = 0, opset: int = 18, **domains: int,
+) -> tuple[onnx.ModelProto, Feeds]:  # fmt: skip
+    """What is tested between a layer that makes its channels and one that reads them.
+
+    With `rows` 0 none reads: all is summed, so that nothing but what is tested holds channels, or is what comes out.
+
+    Args:
+        middle: draws what is tested, given the name of an image of 6 by 4, or of 5 tokens.
+        channels: that it reads.
+        rows: that it gives, where these are others.
+        tokens: whether channels are last.
+        sizes: of the image, as they are declared.
+        rank: of the result, where it is another; with `rows` 0 it is not summed.
+        opset: of the model.
+        domains: other operator sets.
+    """
+    sketch = Sketch(opset=opset)
+    sketch.domains.update({name.replace("_", "."): version for name, version in domains.items()})
+    summed = rows == 0 and rank == 0
+    rows = channels if rows is None else rows
+    if tokens:
+        x = sketch.input("data", ("batch", 5, 3))
+        x = sketch.node("MatMul", x, sketch.random("first.weight", 3, channels))
+        x = middle(sketch, sketch.node("Add", x, sketch.random("first.bias", channels)))
+        x = sketch.node("MatMul", x, sketch.random("last.weight", rows, 4)) if rows else x
+    else:
+        x = sketch.input("data", ("batch", 3, *sizes))
+        first = sketch.random("first.weight", channels, 3, 1, 1), sketch.random("first.bias", channels)
+        x = middle(sketch, sketch.node("Conv", x, *first))
+        x = sketch.node("Conv", x, sketch.random("last.weight", 4, rows, 1, 1)) if rows else x
+    shape = (2, 5, 3) if tokens else (2, 3, 6, 4)
+    if summed:
+        x, rank = sketch.node("ReduceSum", sketch.node("Cast", x, to=1), keepdims=0), 0
+    sketch.output(x, [None] * (0 if summed else rank or len(shape)))
+    return sketch.model(), {"data": np.random.default_rng(1).normal(size=shape).astype(np.float32)}
+
+
+@pytest.fixture(scope="session")
+def sandwich() -> Callable[..., tuple[onnx.ModelProto, Feeds]]:
+    """See `_sandwich`."""
+    return _sandwich

@@ -112,3 +112,17 @@ def test_a_shuffle_binds_nothing(assert_exact: Check) -> None:
     feeds = {"image": np.random.default_rng(1).normal(size=(2, 3, 4, 4)).astype(np.float32)}
     found = groups(assert_exact(_shuffled(4), feeds))
     assert sorted(len(group.units) for group in found) == [5, 6, 6]
+
+
+def test_one_shuffle_after_another(assert_exact: Check) -> None:
+    sketch = Sketch()
+    x = sketch.input("image", ("batch", 3, 4, 4))
+    x = sketch.node("Conv", x, sketch.random("first.weight", 12, 3, 1, 1))
+    for count in (3, 2):
+        x = sketch.node("Reshape", x, sketch.weight("apart", np.array([0, count, 12 // count, 4, 4], np.int64)))
+        x = sketch.node("Transpose", x, perm=[0, 2, 1, 3, 4])
+        x = sketch.node("Reshape", x, sketch.weight("together", np.array([0, 12, 4, 4], np.int64)))
+    sketch.output(sketch.node("Conv", x, sketch.random("last.weight", 2, 12, 1, 1)), ("batch", 2, 4, 4))
+    feeds = {"image": np.random.default_rng(1).normal(size=(2, 3, 4, 4)).astype(np.float32)}
+    (group,) = groups(assert_exact(sketch.model(), feeds))
+    assert len(group.units) == 12

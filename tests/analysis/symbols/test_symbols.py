@@ -201,12 +201,42 @@ def test_sizes_of_empty_axes_decide_nothing() -> None:
     assert shape_of(text, "k").content.tolist() == [True]
 
 
+def test_clipped_numbers_are_followed() -> None:
+    """Padding that depends on the size of an image is computed so."""
+    text = """g (float[b, 7] x) => (int64[4] y) <int64 i1 = {1}, int64[2] twice = {2, 2}, int64 two = {2}> {
+        n = Shape(x) low = Clip(n, two) high = Clip(twice, , i1) both = Clip(n, two, two)
+        y = Concat<axis = 0>(both, high) }"""
+    assert shape_of(text, "y").content.tolist()[1:] == [2, 1, 1]
+    assert shape_of(text, "low").content.tolist()[1] == 7
+    for size in (1, 9):
+        assert _function("max", [size, 2], {}) == evaluate(shape_of(text, "low").content[0], {("x", 0): size})
+
+
+def test_old_bounds_are_attributes() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 6]> g (float[2] x) => (float[2] y) {
+        c = Constant<value = float[2] {-3.0, 0.25}>() y = Clip<min = -1.0, max = 0.0>(c) }""")
+    _, found = facts(load(model))
+    assert found["y"].content.tolist() == [-1, 0]
+
+
+def test_statistics_of_a_batch_are_as_long_as_it_has_channels() -> None:
+    text = """g (float[b, 7, c] x, float[7] v) => (float[b, 7, c] y) {
+        y, mean, variance = BatchNormalization<training_mode = 1>(x, v, v, v, v) }"""
+    assert shape_of(text, "mean").shape == shape_of(text, "variance").shape == (7,)
+
+
 @pytest.mark.parametrize(("axis", "slices"), [(0, [4]), (1, ["dim(x, 0)"]), (-1, ["dim(x, 0)"])])
 def test_a_scan_hands_slices_and_states_to_its_body(axis: int, slices: list[Any]) -> None:
     """Whatever the body declares; a state keeps its shape, as the runtime demands."""
-    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
-        g (float[3, 2] a, float[N, 4] x) => (float[A, B] y, float[C, D] z) {{ y, z = Scan<num_scan_inputs = 1, scan_input_axes = [{axis}], body = body (float[1, 1, 1] s, float e)
-            => (float[] t, float[] u) {{ t = Neg(s)  u = Exp(e) }}>(a, x) }}""")
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[3, 2] a, float[N, 4] x) => (float[A, B] y, float[C, D] z) {{
+            y, z = Scan<
+                num_scan_inputs = 1, scan_input_axes = [{axis}],
+                body = body (float[1, 1, 1] s, float e) => (float[] t, float[] u) {{ t = Neg(s)  u = Exp(e) }}
+            >(a, x)
+        }}
+    """)
     found = symbols(load(model))
     shapes = {node.op_type: found.of(node.outputs[0]).shape for node in found.order}
     assert shapes["Neg"] == (3, 2)

@@ -1,0 +1,219 @@
+"""How far two variants of a model are apart in the reference session, on one small input."""
+
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxopt import comparing
+from onnxopt.analysis.index_bounds import index_bounds
+from onnxopt.analysis.parameters import stored_bytes
+from onnxopt.backends import machine
+from onnxopt.backends.jobs import drop_sessions, run_afresh, run_batches
+from onnxopt.backends.sessions import SessionMode
+from onnxopt.backends.worker import Worker
+from onnxopt.chance import Seeded, seeded
+from onnxopt.comparing import Noise, Outputs
+from onnxopt.data import fitting, synthetic
+from onnxopt.data.synthetic import LEAST
+from onnxopt.errors import ModelError, OnnxOptError
+from onnxopt.model import Model
+
+logger = logging.getLogger(__name__)
+
+Feed = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+_QUIET = Noise({}, frozenset())
+
+_PATIENCE = 120.0
+"""Seconds after which one run is ended."""
+
+_SEARCH = 60.0
+"""Seconds for finding an input."""
+
+_SEEDS = range(4)
+"""Of random inputs of one size: outputs must not be the same for all of them."""
+
+_DULL = 6
+"""After so many sizes at which outputs are the same for all inputs, no others are tried."""
+
+
+class Variants:
+    """Runs variants of one model, which differ in their weights and nodes but not in their inputs.
+
+    Both are written to files, weights streamed, and opened from there, so they may be of any size.
+
+    Args:
+        folder: where files go while they are compared; None: a temporary folder.
+        worker: where sessions run; None: in this process.
+        sample: gives the input to run on; None, or where it gives None: random inputs, the smallest at which the model
+            runs and its outputs depend on them.
+        given: input name -> shape of random inputs that is not up for change.
+        known: the same where the model is known to run, in case it does not on smaller ones.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, worker: Worker | None = None, *,
+        sample: Callable[[], Feed | None] | None = None, given: Shapes | None = None, known: Shapes | None = None,
+    ) -> None:  # fmt: skip
+        self._folder = folder
+        self._worker = worker
+        self._sample = sample
+        self._given = dict(given or {})
+        self._known = dict(known or {})
+        self._deadline: float | None = None
+        self._feed: Feed | None = None
+        self.why = ""
+        """Why nothing was measured, or the drift is infinite."""
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the input that variants are run on, once there is one."""
+        return {name: np.shape(array) for name, array in (self._feed or {}).items()}
+
+    def drift(self, before: Model, after: Model) -> float | None:
+        """Worst relative L2 over outputs and samples; of integers, texts and booleans the share that differs.
+
+        Infinite where the second does not run, or its outputs have other types or sizes.
+
+        Args:
+            before: the variant that is held to be right.
+            after: the other; it may be the same object.
+
+        Returns:
+            The drift. None where the first runs on no input that was tried, gives NaN, or the same whatever the input;
+            or where there is no memory for its session.
+        """
+        self.why = ""
+        with self._place() as folder:
+            try:
+                first = self._written(before, folder / "drift-before.onnx")
+                outputs = self._outputs(first, self._input(before, first))
+                if comparing.first_nan([outputs]) is not None:
+                    raise ModelError("it gives NaN")
+            except Exception as error:  # rules and passes are what is tried here: they may fail in any way
+                self.why = _told(error, folder)
+                logger.info("two variants were not compared: %s", self.why)
+                return None
+            try:
+                second = first if after is before else self._written(after, folder / "drift-after.onnx")
+                found = comparing.measure([outputs], [self._outputs(second, self._feed or {})], _QUIET)
+            except Exception as error:
+                self.why = _told(error, folder)
+                logger.info("a variant does not run: %s", self.why)
+                return inf
+            self.why = found.broken[0] if found.broken else "" if found.drift < inf else "outputs of other sizes"
+            return inf if found.broken else float(found.drift)
+
+    @contextmanager
+    def _place(self) -> Iterator[Path]:
+        """The folder for files, which are gone in the end."""
+        if self._folder is None:
+            with tempfile.TemporaryDirectory(prefix="onnxopt-") as folder:
+                try:
+                    yield Path(folder)
+                finally:
+                    drop_sessions()
+            return
+        try:
+            yield self._folder
+        finally:
+            for path in self._folder.glob("drift-*.onnx*"):
+                path.unlink()
+
+    def _written(self, model: Model, path: Path) -> Seeded:
+        """The variant as a file in which nothing is left to chance."""
+        needed = machine.session_bytes(stored_bytes(model))
+        if not machine.has_room(needed):
+            raise ModelError(f"its session needs about {needed / 2**30:.1f} GiB, which are not free")
+        model.save(path)
+        return seeded(path, path.with_name(f"{path.stem}-seeded.onnx"))
+
+    def _outputs(self, variant: Seeded, feed: Feed, seconds: float = _PATIENCE) -> Outputs:
+        job = run_afresh if variant.draws else run_batches
+        arguments = (str(variant.path), SessionMode.REFERENCE, [dict(feed)])
+        if self._worker is None:
+            return job(*arguments)[0]
+        found: list[Outputs] = self._worker.call(job, *arguments, timeout=seconds)
+        return found[0]
+
+    def _input(self, model: Model, variant: Seeded) -> Feed:
+        """The input that all variants are run on; found with the first one that runs.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self._feed is None and self._sample is not None:
+            self._feed = self._sample()
+        if self._feed is None:
+            self._feed = self._found(model, variant)
+        return self._feed
+
+    def _found(self, model: Model, variant: Seeded) -> Feed:
+        """The smallest random input on which the model runs and says something."""
+        self._deadline = self._deadline or time.monotonic() + _SEARCH
+        search = _Search(model, lambda feed: self._timed(variant, feed))
+        open_ranks = {info.name for info in model.signature.inputs if info.shape is None} - self._given.keys()
+        given = {**{name: shape for name, shape in self._known.items() if name in open_ranks}, **self._given}
+        bounds = index_bounds(model)
+        if fitting(model.signature, given, bounds, search.tells, LEAST) is None:
+            usual = synthetic(model.signature, {**self._known, **self._given}, bounds, 1, np.random.default_rng(0))
+            if not search.tells(usual.first().feeds):
+                fitting(model.signature, given, bounds, search.tells)
+        if search.found is None:
+            raise ModelError(search.why)
+        return search.found
+
+    def _timed(self, variant: Seeded, feed: Feed) -> Outputs:
+        left = (self._deadline or 0.0) - time.monotonic()
+        if left <= 0:
+            raise ModelError(f"no input was found in {_SEARCH:.0f} s")
+        return self._outputs(variant, feed, left)
+
+
+class _Search:
+    """Looks for an input on which a model runs, and on which its outputs depend."""
+
+    def __init__(self, model: Model, run: Callable[[Feed], Outputs]) -> None:
+        self._signature = model.signature
+        self._bounds = index_bounds(model)
+        self._run = run
+        self._dull = 0
+        self.found: Feed | None = None
+        self.why = ""
+
+    def tells(self, feed: Feed) -> bool:
+        """Whether an input of these sizes is found."""
+        if self._dull >= _DULL:
+            return False
+        sizes = {name: np.shape(array) for name, array in feed.items()}
+        ran: list[tuple[Feed, Outputs]] = []
+        for seed in _SEEDS:
+            drawn = synthetic(self._signature, sizes, self._bounds, 1, np.random.default_rng(seed)).first().feeds
+            try:
+                outputs = self._run(drawn)
+            except OnnxOptError as error:
+                self.why = self.why or str(error)
+                return False
+            if comparing.first_nan([outputs]) is None:
+                ran.append((drawn, outputs))
+            if len(ran) > 1 and comparing.measure([ran[0][1]], [outputs], _QUIET).drift > 0:
+                self.found = ran[0][0]
+                return True
+        self._dull += 1
+        self.why = "its outputs are the same for all random inputs" if ran else "it gives NaN on random inputs"
+        return False
+
+
+def _told(error: Exception, folder: Path) -> str:
+    """What went wrong, without the names of files that are gone when it is read."""
+    text = str(error) if isinstance(error, OnnxOptError) else f"{type(error).__name__}: {error}"
+    return re.sub(re.escape(str(folder)) + r"\S*: ", "", text)
