@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxopt.analysis.skeleton import Dim, Dims, Facts, declared, skeleton
 from onnxopt.analysis.structure import ancestors, constant_tensor, reads, topological
+from onnxopt.analysis.symbols import symbols as follow
 from onnxopt.errors import ModelError
 from onnxopt.model import Model
 
@@ -98,9 +99,9 @@ def infer(model: Model, sizes: Sizes | None = None, observed: Sizes | None = Non
     """Find the shapes of a model's values. The model is not changed and no large weight is read.
 
     What holds, strongest first: a constant's own shape, what was observed, what onnx infers from the inputs (with
-    data propagation), what the model declares. Declared shapes of inner values and outputs count only where
-    inference gives nothing, for passes leave them stale; so outputs of operators that onnx does not know are
-    as declared, or unknown.
+    data propagation), what `symbols` finds where all inputs have sizes, what the model declares. Declared shapes of
+    inner values and outputs count only where neither gives anything, for passes leave them stale; so outputs of
+    operators that nobody knows are as declared, or unknown.
 
     Args:
         model: the model, valid or not; this function does not fail on its account.
@@ -115,6 +116,7 @@ def infer(model: Model, sizes: Sizes | None = None, observed: Sizes | None = Non
     given = {value.name or "": seen[value] for value in model.graph.inputs if value in seen}
     symbols, inputs, contradictions = _bind(model, {**given, **(sizes or {})})
     inferred, failure = _inference(model, values, inputs, seen, symbols)
+    inferred = _followed(model, inputs, main, inferred)
     facts = {value: _settle(value, inferred.get(value, _NOTHING), seen.get(value), symbols) for value in values}
     for value, dims in inputs.items():
         tensor = isinstance(value.type, ir.TensorType)  # an input without a type: onnx-ir holds no map types
@@ -124,6 +126,24 @@ def infer(model: Model, sizes: Sizes | None = None, observed: Sizes | None = Non
     contradictions += _contradicted("output", outputs)
     names = {value.name: value for value in reversed(values) if value.name}
     return Shapes(symbols, tuple(contradictions), failure, facts, names, main)
+
+
+def _followed(
+    model: Model, inputs: Mapping[ir.Value, Dims | None], main: Iterable[ir.Value], inferred: dict[ir.Value, _Fact]
+) -> dict[ir.Value, _Fact]:
+    """What onnx infers, and where that is no size what our own walk finds; both where all inputs have sizes."""
+    if not all(_is_concrete(dims) for dims in inputs.values()):
+        return inferred
+    if all(_is_concrete(inferred.get(value, _NOTHING).dims) for value in main if value not in inputs):
+        return inferred
+    known = follow(model, {value.name or "": tuple(map(_number, dims or ())) for value, dims in inputs.items()})
+    found = ((value, known.of(value)) for value in main if not _is_concrete(inferred.get(value, _NOTHING).dims))
+    return inferred | {v: _Fact(True, fact.dtype, fact.static) for v, fact in found if fact.static is not None}
+
+
+def _number(dim: Dim) -> int:
+    assert isinstance(dim, int)
+    return dim
 
 
 def _main_values(model: Model) -> Iterator[ir.Value]:

@@ -162,20 +162,20 @@ def test_functions_are_looked_into() -> None:
     assert infer(model, {"x": (2, 8)}).of("y") == (8, 2)
 
 
-def test_weights_are_not_read_and_small_integers_are() -> None:
+def test_large_weights_are_not_read_and_small_integers_are() -> None:
     reads = []
 
     def content() -> ir.TensorProtocol:
         reads.append("w")
-        return ir.tensor(np.ones((8, 64), np.float32))
+        return ir.tensor(np.ones((8, 1024), np.float32))
 
-    model = model_of("""g (float[N,8] x) => (y) <float[8,64] w, int64[2] size = {-1, 16}>
+    model = model_of("""g (float[N,8] x) => (y) <float[8,1024] w, int64[2] size = {-1, 16}>
         { a = MatMul(x, w) k = Constant<value = int64[1] {4}>() b = Reshape(a, size) y = Unsqueeze(b, k) }""")
     w = next(value for node in model.graph for value in node.inputs if value is not None and value.name == "w")
-    w.const_value = ir.LazyTensor(content, ir.DataType.FLOAT, ir.Shape([8, 64]), name="w")
+    w.const_value = ir.LazyTensor(content, ir.DataType.FLOAT, ir.Shape([8, 1024]), name="w")
     model.graph.initializers.add(w)
     shapes = infer(model, {"x": (2, 8)})
-    assert (shapes.of("w"), shapes.of("a"), shapes.of("b")) == ((8, 64), (2, 64), (8, 16))
+    assert (shapes.of("w"), shapes.of("a"), shapes.of("b")) == ((8, 1024), (2, 1024), (128, 16))
     assert reads == []
 
 
@@ -331,3 +331,11 @@ def test_attributes_that_onnx_ir_cannot_hold_do_not_stop_inference() -> None:
     shapes = infer(load(proto))
     assert shapes.failure is None
     assert shapes.of("y") == (2,)
+
+
+def test_operators_that_onnx_does_not_follow_are_followed() -> None:
+    """A target that is divided, for which onnx's inference has no value."""
+    model = model_of("""g (float[N,8] x) => (y) <int64[1] two = {2}, int64[1] rest = {-1}>
+        { s = Shape<start=0, end=1>(x) h = Div(s, two) k = Concat<axis=0>(h, rest) r = Reshape(x, k) y = Relu(r) }""")
+    assert infer(model, {"x": (6, 8)}).of("y") == (3, 16)
+    assert infer(model).of("y") != (3, 16)

@@ -1,10 +1,9 @@
 """The walk over a model that gives every axis of every tensor its channel ids."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 import onnx_ir as ir
@@ -28,47 +27,15 @@ from onnxopt.analysis.axes.axis import Axes, Axis, Block, channels, fixed, hold,
 from onnxopt.analysis.axes.ids import Classes, Freeze, Ids, Ledger, Reason
 from onnxopt.analysis.axes.reshape import whole
 from onnxopt.analysis.axes.rules import RULES, SHARED, Call, Consumption, Part, key
-from onnxopt.analysis.axes.rules_elementwise import ELEMENTWISE
+from onnxopt.analysis.axes.sampled import at_sizes
+from onnxopt.analysis.axes.weights import REMADE, Use, Weight, Weights
 from onnxopt.analysis.macs import OWN
-from onnxopt.analysis.structure import constant_tensor, topological
-from onnxopt.analysis.symbols import Scalar, Symbols, symbols
+from onnxopt.analysis.structure import topological
+from onnxopt.analysis.symbols import Symbols, symbols
 from onnxopt.model import Model
 from onnxopt.nodes import bodies, label
 
 logger = logging.getLogger(__name__)
-
-Use = tuple[ir.Node, int]
-"""A node and the index of its input."""
-
-_INTEGERS = Freeze("semantics", "a constant of integers")
-_CHOICES = ((3, 1607, 1613, 1619, 1621), (5, 2017, 2027, 2029, 2039))
-"""Sizes for open axes, first axes first: primes, so that none is a factor of another by accident."""
-
-_REMADE = Freeze("semantics", "a constant as others see it")
-_REMAKERS = frozenset(("Cast", "DequantizeLinear"))
-"""Operators that vectors of constants come through to their readers."""
-
-_FALSE_SHARING = 1 << 22
-"""Shared constants of several axes are looked at, for being all one number, up to so many elements."""
-
-
-@dataclass(eq=False)
-class Weight:
-    """A constant as its readers see it. Small constants that only happen to be equal are seen apart.
-
-    Attributes:
-        root: the initializer, or the output of the Constant node, that holds it.
-        uses: who reads it so: directly, or behind Identity nodes.
-        ids: one list of channel ids an axis.
-        axes: the same as axes.
-        reader: who reads so what the node in `uses` makes of the constant; None for all who do.
-    """
-
-    root: ir.Value
-    uses: list[Use]
-    ids: tuple[Ids, ...]
-    axes: Axes
-    reader: Use | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +138,9 @@ def channel_ids(model: Model, known: Symbols | None = None) -> Channels:
     return engine.finish()
 
 
+_MISFITS = (IndexError, KeyError, ValueError, TypeError, ArithmeticError)
+
+
 class Engine:
     """The state of one walk; what rules speak to, through `Call`."""
 
@@ -185,12 +155,9 @@ class Engine:
         self.repeated: set[Block] = set()
         self.tagged: set[tuple[Block | None, int]] = set()
         self._seen: dict[Use, Axes] = {}
-        self._weights: dict[ir.Value | tuple[ir.Value, Use], Weight] = {}
-        self._apart: dict[ir.Value, bool] = {}
-        self._remaking: set[ir.Node] = set()
-        self._views: list[Weight] = []
+        self.weights = Weights(model, known, self.ledger)
         self._constants: set[ir.Value] = set()
-        self._fed = {value for value in model.graph.inputs if not self._is_weight(value)}
+        self._fed = {value for value in model.graph.inputs if not self.weights.is_weight(value)}
         for value in self._fed:
             self.axes[value] = self._fixed(value, Freeze("semantics", f"input {value.name} of the model"))
 
@@ -198,12 +165,11 @@ class Engine:
         """Let the node's rule speak; without one, everything that it touches stays."""
         if node.inputs and all(self.is_constant(value) for value in node.inputs if value is not None):
             self._constants.update(node.outputs)
-        if self._remakes(node):
-            self._remaking.add(node)
-            self.axes[node.outputs[0]] = self._fixed(node.outputs[0], _REMADE)
-        if node.op_type == "Identity" and self._root(node.outputs[0]) is not node.outputs[0]:
+        if self.weights.remakes(node):
+            self.axes[node.outputs[0]] = self._fixed(node.outputs[0], REMADE)
+        if node.op_type == "Identity" and self.weights.root(node.outputs[0]) is not node.outputs[0]:
             return  # its readers are the constant's
-        if self._remade(node.outputs[0] if node.outputs else None) is not None:
+        if self.weights.remade(node.outputs[0] if node.outputs else None) is not None:
             return  # each of its readers has it for itself
         call = Call(node, self.symbols.call(node), self)
         found = RULES.get(key(node)) if not any(True for _ in bodies(node)) else None
@@ -212,13 +178,7 @@ class Engine:
                 found(call)
             else:
                 _unknown(call)
-        except (
-            IndexError,
-            KeyError,
-            ValueError,
-            TypeError,
-            ArithmeticError,
-        ) as error:  # the model is not as it should be
+        except _MISFITS as error:  # the model is not as it should be
             logger.debug("the rule for %s gave up: %s", label(node), error)
             for index in range(len(node.inputs)):
                 call.hold_input(index, f"the rule of {node.op_type} does not fit: {error}", "needs-rule")
@@ -233,23 +193,14 @@ class Engine:
             return None
         if (node, index) in self._seen:
             return self._seen[node, index]
-        root = self._root(value)
-        maker = self._remade(value)
+        maker = self.weights.remade(value)
         if maker is not None and new:
-            return self._seen_remade(maker, (node, index))
-        if not self._is_weight(root):
-            return self._with_parts(node, index, value) if new else self.axes.get(value)
-        place = (root, (node, index)) if self._seen_apart(root) else root
-        weight = self._weights.get(place)
-        tensor = constant_tensor(root)
-        assert tensor is not None
-        if weight is None and new and (parameter or tensor.dtype.is_floating_point()):
-            weight = self._weights[place] = self._weight(root, tuple(tensor.shape.numpy()))
-        if weight is None:
-            return tuple(fixed(size, _INTEGERS) for size in tensor.shape.numpy())
-        if (node, index) not in weight.uses:
-            weight.uses.append((node, index))
-        return weight.axes
+            self._seen[node, index] = self.weights.seen_remade(maker, (node, index))
+            return self._seen[node, index]
+        root = self.weights.root(value)
+        if self.weights.is_weight(root):
+            return self.weights.axes(root, (node, index), parameter=parameter, new=new)
+        return self._with_parts(node, index, value) if new else self.axes.get(value)
 
     def part(self, node: ir.Node, index: int, place: int) -> Axis:
         """See `Call.part`."""
@@ -277,7 +228,7 @@ class Engine:
 
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether a value is computed from constants alone."""
-        return value is not None and (value in self._constants or self._is_weight(value))
+        return value is not None and (value in self._constants or self.weights.is_weight(value))
 
     def give(self, node: ir.Node, index: int, axes: Axes | None) -> None:
         """State the axes of an output."""
@@ -296,14 +247,12 @@ class Engine:
 
     @cached_property
     def _at_sizes(self) -> list[Symbols]:
-        inputs = [value for value in self.model.graph.inputs if value in self._fed]
-        return [symbols(self.model, _sizes(inputs, choice)) for choice in _CHOICES]
+        return at_sizes(self.model)
 
     def hold_all(self, values: Iterable[ir.Value | None], why: Freeze) -> None:
         """No entry of any axis of values may go; constants that readers see apart are not theirs."""
         for value in values:
-            root = None if value is None else self._root(value)
-            weight = None if root is None else self._weights.get(root)
+            weight = None if value is None else self.weights.shared(value)
             axes = self.axes.get(value) if weight is None and value is not None else weight and weight.axes
             for axis in axes or ():
                 hold(axis, why)
@@ -339,115 +288,12 @@ class Engine:
                         digit.block.settle()
         return Channels(
             self.model, self.model.revision, self.symbols, self.ledger.solved(),
-            (*self._weights.values(), *self._views), tuple(self.consumed), self.shuffles, tuple(self.parts), self,
+            self.weights.all(), tuple(self.consumed), self.shuffles, tuple(self.parts), self,
         )  # fmt: skip
-
-    def _is_weight(self, value: ir.Value) -> bool:
-        """Whether a value is a constant of the main graph, which nobody may feed."""
-        if constant_tensor(value) is None:
-            return False
-        fed = value.is_graph_input() and (self.model.ir.ir_version >= 4)
-        return not fed
-
-    def _root(self, value: ir.Value) -> ir.Value:
-        """The value behind Identity nodes, if that is a constant."""
-        found, node = value, value.producer()
-        while node is not None and node.op_type == "Identity" and key(node)[0] == "" and node.inputs[0] is not None:
-            found = node.inputs[0]
-            node = found.producer()
-        return found if self._is_weight(found) else value
-
-    def _weight(self, root: ir.Value, shape: tuple[int, ...]) -> Weight:
-        ids = tuple(self.ledger.fresh(size) for size in shape)
-        return Weight(root, [], ids, tuple(channels(self.ledger, each) for each in ids))
-
-    def _seen_apart(self, root: ir.Value) -> bool:
-        """Whether the readers of a constant share it for no other reason than that its content is the same."""
-        if root not in self._apart:
-            readers = self._readers(root)
-            self._apart[root] = len(readers) > 1 and (self._is_plain(root) or not any(map(_ties, readers)))
-        return self._apart[root]
-
-    def _remakes(self, node: ir.Node) -> bool:
-        """Whether a node dequantizes or casts a constant vector for several readers."""
-        if node.op_type not in _REMAKERS or len(node.outputs) != 1 or node.inputs[0] is None:
-            return False
-        roots = [self._root(value) for value in node.inputs if value is not None]
-        if not all(self._is_weight(root) for root in roots) or len(self._readers(node.outputs[0])) < 2:
-            return False
-        shapes = [self.symbols.of(root).shape or () for root in roots]
-        return all(sum(size != 1 for size in shape) <= 1 for shape in shapes) and "block_size" not in node.attributes
-
-    def _remade(self, value: ir.Value | None) -> ir.Node | None:
-        """The node that makes such a vector, itself or behind Identity nodes."""
-        node = None if value is None else value.producer()
-        while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
-            node = node.inputs[0].producer()
-        return node if node in self._remaking else None
-
-    def _seen_remade(self, maker: ir.Node, use: Use) -> Axes:
-        """The axes of such a vector as one reader sees it: each of the constants that it is made of, for itself."""
-        found: list[Weight] = []
-        for place, value in enumerate(maker.inputs):
-            if value is not None:
-                root = self._root(value)
-                weight = self._weight(root, self.symbols.of(root).static or ())
-                weight.uses.append((maker, place))
-                weight.reader = use
-                found.append(weight)
-        for weight in found[1:]:
-            for ids, other in product(found[0].ids, weight.ids):
-                if len(ids) == len(other) > 1:
-                    self.ledger.unite(ids, other)
-        self._views += found
-        self._seen[use] = found[0].axes
-        return found[0].axes
-
-    def _readers(self, root: ir.Value) -> list[Use]:
-        found, stack = [], [root]
-        while stack:
-            for node, index in stack.pop().uses():
-                if node.op_type == "Identity" and key(node)[0] == "":
-                    stack.append(node.outputs[0])
-                else:
-                    found.append((node, index))
-        return found
-
-    def _is_plain(self, root: ir.Value) -> bool:
-        """Whether a constant is a vector, or all one number."""
-        tensor = constant_tensor(root)
-        assert tensor is not None
-        shape = tuple(tensor.shape.numpy())
-        if sum(size != 1 for size in shape) <= 1:
-            return True
-        if tensor.size > _FALSE_SHARING:
-            return False
-        array = np.asarray(tensor.numpy()).reshape(-1)
-        return bool(array.size) and bool((array == array[0]).all())
 
     def _fixed(self, value: ir.Value, why: Freeze) -> Axes | None:
         shape = self.symbols.of(value).shape
         return None if shape is None else tuple(fixed(size, why) for size in shape)
-
-
-def _ties(use: Use) -> bool:
-    """Whether a reader makes a matrix of what it shares with others: layers whose weights are tied, an embedding."""
-    return key(use[0]) not in ELEMENTWISE
-
-
-def _sizes(inputs: Iterable[ir.Value], choice: Sequence[int]) -> dict[str, tuple[Scalar, ...]]:
-    """Shapes of the inputs with numbers for open sizes: one a name, small ones for first axes."""
-    named: dict[str, int] = {}
-    found: dict[str, tuple[Scalar, ...]] = {}
-    for value in inputs:
-        sizes: list[Scalar] = []
-        for place, dim in enumerate(value.shape or ()):
-            name = (dim.value if isinstance(dim, ir.SymbolicDim) else None) or f"{value.name}.{place}"
-            known = dim if isinstance(dim, int) and dim > 0 else named.get(name)
-            named[name] = known or (choice[0] if place == 0 else choice[1 + len(named) % (len(choice) - 1)])
-            sizes.append(known or named[name])
-        found[value.name or ""] = tuple(sizes)
-    return found
 
 
 def _permutations(node: ir.Node) -> list[ir.Node]:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.analysis.axes.axis import vector
-from onnxopt.analysis.axes.engine import Channels, Weight
+from onnxopt.analysis.axes.engine import Channels
 from onnxopt.analysis.axes.ids import Kind
 from onnxopt.analysis.axes.rules import key
+from onnxopt.analysis.axes.weights import Weight
 from onnxopt.analysis.parameters import ENCODING
 
 UnitKind = Literal["conv", "neurons", "heads", "kv-groups", "recurrent", "residual"]

@@ -9,8 +9,9 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.analysis.axes.engine import Channels, Weight
+from onnxopt.analysis.axes.engine import Channels
 from onnxopt.analysis.axes.ids import WINDOW, Freeze, Ids, Reason
+from onnxopt.analysis.axes.weights import Weight
 from onnxopt.analysis.parameters import stored
 from onnxopt.nodes import label
 

@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxopt.analysis.axes.engine import Channels, Use
+from onnxopt.analysis.axes.engine import Channels
 from onnxopt.analysis.axes.patch import Kept
 from onnxopt.analysis.axes.rules import Consumption
+from onnxopt.analysis.axes.weights import Use
 from onnxopt.edit import Edit
 
 _WHERE_SINCE = 9

@@ -8,9 +8,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.analysis.axes.axis import size_of
-from onnxopt.analysis.axes.engine import Channels, Shuffle, Use, Weight
+from onnxopt.analysis.axes.engine import Channels, Shuffle
 from onnxopt.analysis.axes.patch import Kept, Patch
 from onnxopt.analysis.axes.rules import REWRITES, key
+from onnxopt.analysis.axes.weights import Use, Weight
 from onnxopt.analysis.structure import constant_tensor
 from onnxopt.edit import Edit
 

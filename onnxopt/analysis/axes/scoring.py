@@ -9,8 +9,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.analysis.axes.axis import vector
-from onnxopt.analysis.axes.engine import Channels, Use, Weight
+from onnxopt.analysis.axes.engine import Channels
 from onnxopt.analysis.axes.rules import key
+from onnxopt.analysis.axes.weights import Use, Weight
 from onnxopt.analysis.parameters import stored
 from onnxopt.analysis.structure import constant_array, constant_tensor
 from onnxopt.numerics.importance import Scores, slice_sums

@@ -1,5 +1,6 @@
 """Weights as models hold them: shared by chance or on purpose, listed as inputs, in Constant nodes, in bodies."""
 
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -190,10 +191,15 @@ def test_all_but_one_may_go(removing: SimpleNamespace) -> None:
     assert result.shape == (3, 2)
 
 
-def test_a_long_chain_is_linear() -> None:
+@pytest.mark.slow
+def test_twenty_thousand_nodes_take_seconds() -> None:
+    """A chain of 6,666 layers, weights of their own."""
     sketch = Sketch()
-    x = _layer(sketch, sketch.input("x", ("batch", 4)), "first", 4, WIDTH)
-    for index in range(20_000):
-        x = sketch.node(("Relu", "Tanh", "Neg")[index % 3], x)
-    sketch.output(_layer(sketch, x, "second", WIDTH, 2), ("batch", 2))
-    assert _widths(channel_ids(load(sketch.model()))) == [WIDTH]
+    x = sketch.input("x", ("batch", WIDTH))
+    for _ in range(6_666):
+        x = sketch.node("Tanh", sketch.node("Relu", _layer(sketch, x, "layer", WIDTH, WIDTH)))
+    sketch.output(_layer(sketch, x, "last", WIDTH, 2), ("batch", 2))
+    model = load(sketch.model())
+    started = time.process_time()
+    assert _widths(channel_ids(model)) == [WIDTH] * 6_666
+    assert time.process_time() - started < 6

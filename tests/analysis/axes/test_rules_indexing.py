@@ -122,6 +122,10 @@ def test_channels_pass(middle: Middle, rows: int, sandwich: Sandwich, assert_exa
     assert [(len(group.units), group.exact) for group in found] == [(SIZE, True)]
 
 
+def _places(sketch: Sketch) -> str:
+    return sketch.weight("places", np.zeros((2, 5, 3), np.int64))
+
+
 def _unique(sketch: Sketch, x: str) -> str:
     return sketch.node("Unique", x)
 
@@ -148,6 +152,8 @@ def _repeated_as_computed(sketch: Sketch, x: str) -> str:
         _triangle,
         lambda s, x: _elements(s, x, 2),
         lambda s, x: _placed_elements(s, x, 2),
+        lambda s, x: s.node("GatherElements", x, _places(s), axis=2),
+        lambda s, x: s.node("ScatterElements", x, _places(s), s.random("updates", 2, 5, 3), axis=2),
         lambda s, x: _slices(s, x, 3),
         lambda s, x: _compressed(s, x, 2, SIZE),
         lambda s, x: s.node("Compress", x, s.weight("which", np.ones(9, bool))),

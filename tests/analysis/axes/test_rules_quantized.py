@@ -261,8 +261,9 @@ def test_a_distribution_over_channels_keeps_them() -> None:
     assert lost_to(channels, "needs-rule") == 0
 
 
-def test_softmax_of_an_older_opset_is_one_over_all_axes_behind() -> None:
-    assert not groups(channel_ids(load(_images(_unary("QLinearSoftmax", axis=1, opset=12)))))
+@pytest.mark.parametrize(("opset", "units"), [(12, []), (13, [WIDTH])])
+def test_softmax_of_an_older_opset_is_one_over_all_axes_behind(opset: int, units: list[int]) -> None:
+    assert _units(channel_ids(load(_images(_unary("QLinearSoftmax", axis=0, opset=opset))))) == units
 
 
 @pytest.mark.parametrize("domain", ["", MICROSOFT])
@@ -270,7 +271,7 @@ def test_encoding_by_axis(domain: str, check: Check) -> None:
     """A weight with a scale for each of its rows, activations with one each channel."""
 
     def middle(sketch: Drawn, x: str) -> str:
-        by, points = sketch.scale("by", WIDTH, by=0.05), sketch.codes("points", WIDTH, dtype=np.uint8)
+        by, points = sketch.scale("by", WIDTH, by=0.05), sketch.codes("points", WIDTH)
         x = sketch.node("QuantizeLinear", x, by, points, domain=domain, axis=1)
         x = sketch.node("DequantizeLinear", x, by, points, domain=domain, axis=-3 if not domain else 1)
         codes, scale = sketch.codes("weight", 7, WIDTH, 3, 3), sketch.scale("weight.scale", 7)
@@ -360,13 +361,14 @@ def test_packed_rows(packed: bool, points: bool, units: list[int], check: Check)
     assert _units(check(sketch.model(), feeds)) == units
 
 
-def test_a_range_over_two_axes_that_may_lose_entries(check: Check) -> None:
+@pytest.mark.parametrize("middle", [_integers, _dynamic_matmul])
+def test_a_range_over_two_axes_that_may_lose_entries(middle: Middle, check: Check) -> None:
     """Removed rows count as little for the range as removed columns do."""
     sketch = Drawn()
     x = sketch.node("MatMul", sketch.random("rows", 8, 5), sketch.input("x", ("batch", 5, INPUTS)))
     x = sketch.node("MatMul", x, sketch.random("columns", INPUTS, WIDTH))
     x = sketch.node("Mul", x, sketch.weight("uneven", np.geomspace(0.01, 9, WIDTH).astype(np.float32)))
-    x = _integers(sketch, x)
+    x = middle(sketch, x)
     sketch.output(sketch.node("MatMul", sketch.random("last", 4, 8), x), [None] * 3)
     proto = sketch.model()
     assert _units(check(proto, _feeds(proto))) == [8, WIDTH]
@@ -411,10 +413,10 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
         return self._left.pop() if self._left else None
 
 
-def _counts(channels: Channels) -> Counter[tuple[str, int]]:
-    """What groups are, and how many units they have."""
+def _counts(channels: Channels) -> Counter[tuple[str, int, int]]:
+    """What groups are, how many units they have, and parameters a unit: scales are none."""
     assert lost_to(channels, "needs-rule") == 0
-    return Counter((group.kind, len(group.units)) for group in groups(channels))
+    return Counter((group.kind, len(group.units), group.parameters) for group in groups(channels))
 
 
 @pytest.mark.parametrize("by_row", [False, True])

@@ -149,11 +149,20 @@ def test_channels_that_are_pooled(op: str, exact: bool, sandwich: Sandwich, asse
 def _counted(sketch: Sketch, x: str) -> str:
     y, places = sketch.fresh("y"), sketch.fresh("places")
     sketch.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2], outputs=[y, places])
-    return sketch.node("MaxUnpool", y, places, kernel_shape=[2, 2], strides=[2, 2])
+    return sketch.node("Add", y, sketch.node("Cast", places, to=1))
+
+
+def _unpooled(sketch: Sketch, x: str) -> str:
+    _, places = sketch.node("MaxPool", "data", kernel_shape=[2, 2], outputs=["few", "places"]), "places"
+    return sketch.node("MaxUnpool", x, places, kernel_shape=[2, 2])
 
 
 def _between_channels(sketch: Sketch, x: str) -> str:
     return sketch.node("Resize", x, "", _floats(sketch, 1, 2, 1, 1))
+
+
+def _more_by_sizes(sketch: Sketch, x: str) -> str:
+    return sketch.node("Resize", x, "", "", _ints(sketch, 2, 2 * SIZE, 6, 4))
 
 
 def _a_little_more(sketch: Sketch, x: str) -> str:
@@ -186,7 +195,18 @@ def _fewer(sketch: Sketch, x: str) -> str:
 
 @pytest.mark.parametrize(
     "middle",
-    [_counted, _between_channels, _a_little_more, _cropped_by_regions, _in_proportion, _turned, _mirrored, _fewer],
+    [
+        _counted,
+        _unpooled,
+        _more_by_sizes,
+        _between_channels,
+        _a_little_more,
+        _cropped_by_regions,
+        _in_proportion,
+        _turned,
+        _mirrored,
+        _fewer,
+    ],
 )
 def test_channels_stay(middle: Middle, sandwich: Sandwich) -> None:
     assert not groups(channel_ids(load(sandwich(middle, rows=0)[0])))
