@@ -10,6 +10,9 @@ DRAWING = frozenset({
 """Standard operators that draw random numbers; Dropout does in training mode."""
 
 
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
 def label(node: ir.Node) -> str:
     """What to call a node before people: its name, else its first output's, else its operator."""
     return node.name or next((value.name for value in node.outputs if value.name), None) or node.op_type
@@ -18,11 +21,11 @@ def label(node: ir.Node) -> str:
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """The subgraphs of a node itself, without those nested inside them."""
     for attribute in node.attributes.values():
-        if attribute.is_ref():
+        if attribute.type not in _GRAPHS or attribute.is_ref():
             continue
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        else:
             yield from attribute.as_graphs()
 
 

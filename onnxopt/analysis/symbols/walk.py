@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,9 @@ from onnxopt.model import Model
 from onnxopt.nodes import bodies
 
 logger = logging.getLogger(__name__)
+
+_KEPT: WeakKeyDictionary[Model, tuple[int, "Symbols"]] = WeakKeyDictionary()
+"""What was found of models as they are: passes ask for it again and again."""
 
 _ROUNDS = 4
 """Walks at most; sizes that one finds to be equal are taken so by the next."""
@@ -64,14 +68,25 @@ def symbols(model: Model, sizes: Mapping[str, Shape] | None = None) -> Symbols:
     are decided, and slices measured, for empty axes as well; a Reshape of an empty tensor, and a Concat of tensors
     that do not fit and of which the empty ones are ignored, may give another shape than the one found.
 
+    Found once for each revision of a model, unless sizes are given.
+
     Args:
         model: the model.
         sizes: input name -> shape, where what holds is asked for these sizes alone.
     """
+    if sizes is not None:
+        return _settled(model, sizes)
+    kept = _KEPT.get(model)
+    if kept is None or kept[0] != model.revision:
+        kept = _KEPT[model] = (model.revision, _settled(model, {}))
+    return kept[1]
+
+
+def _settled(model: Model, sizes: Mapping[str, Shape]) -> Symbols:
     space = Space()
     for _ in range(_ROUNDS):
         space.merged = False
-        facts, order = _walk(model, space, sizes or {})
+        facts, order = _walk(model, space, sizes)
         if not space.merged:
             break
     return Symbols(space, tuple(order), model.opset, facts)
