@@ -1,12 +1,11 @@
 """Overrides: other options for the nodes and weights of a name, and which of these are to be left alone."""
 
-import fnmatch
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from onnxopt import globs
 from onnxopt.errors import RecipeError
 from onnxopt.model import Model
 from onnxopt.nodes import label
@@ -29,9 +28,7 @@ class Override(BaseModel):
 
     def matches(self, name: str) -> bool:
         """Whether the pattern covers the name."""
-        if self.match.startswith("re:"):
-            return re.search(self.match[3:], name) is not None
-        return fnmatch.fnmatchcase(name, self.match)
+        return globs.matches(self.match, [name])
 
 
 def merged(overrides: Sequence[Override], name: str) -> dict[str, Any]:
@@ -65,11 +62,10 @@ def check(overrides: Sequence[Override], passes: Sequence[Pass]) -> None:
 
 
 def _check_pattern(override: Override, where: str) -> None:
-    if override.match.startswith("re:"):
-        try:
-            re.compile(override.match[3:])
-        except re.error as error:
-            raise RecipeError(f"{where}: {override.match!r} is no regular expression: {error}") from error
+    try:
+        globs.check(override.match)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 class Idle:

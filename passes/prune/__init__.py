@@ -1,8 +1,6 @@
 """Pruning: whole channels, heads and neurons leave a model. What the passes share is here: how options name groups."""
 
 import difflib
-import fnmatch
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -10,19 +8,11 @@ from onnxopt.analysis.axes import ChannelGroup, Channels
 from onnxopt.analysis.axes.groups import Member
 from onnxopt.analysis.axes.scoring import readers
 from onnxopt.errors import RecipeError
+from onnxopt.globs import check, matches
 from onnxopt.model import Model
 from onnxopt.nodes import label
 
-_WILD = re.compile(r"[*?\[]")
 _NEAREST = 3
-
-
-def matches(pattern: str, names: Iterable[str]) -> bool:
-    """Whether a glob, or `re:` and a regular expression that is found anywhere, covers one of the names."""
-    if pattern.startswith("re:"):
-        found = re.compile(pattern[3:]).search
-        return any(found(name) for name in names)
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -32,17 +22,8 @@ def checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
         ValueError: one is no regular expression.
     """
     for pattern in patterns:
-        if pattern.startswith("re:"):
-            try:
-                re.compile(pattern[3:])
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        check(pattern)
     return patterns
-
-
-def is_name(pattern: str) -> bool:
-    """Whether a pattern is one name, so that whoever wrote it means that very thing."""
-    return not pattern.startswith("re:") and _WILD.search(pattern) is None
 
 
 @dataclass(frozen=True)
@@ -82,4 +63,4 @@ def not_found(option: str, pattern: str, model: Model, groups: Iterable[Names]) 
     return RecipeError(f"{option}: {pattern!r} names no group, weight or node; {hint}")
 
 
-__all__ = ["Names", "checked", "is_name", "matches", "names_of", "not_found"]
+__all__ = ["Names", "checked", "names_of", "not_found"]

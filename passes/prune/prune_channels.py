@@ -9,17 +9,18 @@ from pydantic import AfterValidator, Field, PositiveInt
 
 from onnxopt.analysis.axes import ChannelGroup, Channels, channel_ids, frozen, groups, lost_to, removal
 from onnxopt.analysis.axes.axis import vector
-from onnxopt.analysis.axes.checking import SHARE, Checker, describe
+from onnxopt.analysis.axes.checking import Checker, describe
 from onnxopt.analysis.axes.constants import Constants, correcting
 from onnxopt.analysis.axes.groups import UnitKind
 from onnxopt.analysis.axes.rules import REWRITES, key
 from onnxopt.analysis.axes.scoring import magnitudes
 from onnxopt.analysis.parameters import stored
 from onnxopt.errors import ContractViolation
+from onnxopt.globs import is_name, matches
 from onnxopt.model import Model
 from onnxopt.nodes import label
 from onnxopt.numerics.importance import Scores, normalised, under_threshold, weakest, width_to_keep
-from onnxopt.passes.prune import Names, checked, is_name, matches, names_of, not_found
+from onnxopt.passes.prune import Names, checked, names_of, not_found
 from onnxopt.passing import Context, Findings, Lossy, Pass
 
 _PREFERRED: Mapping[tuple[str, str], int] = {("cpu", "conv"): 8}
@@ -90,10 +91,11 @@ class PruneChannels(Pass):
         chosen = list(self._allowed(channels, found, context, findings))
         chosen = self._proven(channels, chosen, context, findings)
         constants = Constants(channels)
-        free = constants.free(unit for group in chosen if group.exact for unit in group.units)
-        leaving = self._selected(channels, chosen, free, context, findings)
+        free = constants.free(group for group in chosen if group.exact)
+        findings.notes.extend(free.notes)
+        leaving = _possible(channels, self._selected(channels, chosen, free.units, context, findings))
         if leaving:
-            self._remove(channels, leaving, constants, free, findings)
+            self._remove(channels, leaving, constants, free.units, findings)
             findings.measures |= _units(found, leaving)
         _explain(channels, found, findings, self.name)
         return findings
@@ -164,7 +166,7 @@ class PruneChannels(Pass):
         if not checker.able():
             findings.notes.append("the model cannot be run here, or differs from itself: that units can go is unproven")
             return list(chosen)
-        draw = {group: _drawn(group, context.rng) for group in exact}
+        draw = checker.drawn(context.rng, only=exact)
         refuted: set[ChannelGroup] = set()
         for failure in checker.failures(draw):
             why = failure.why or f"what is left differs by {failure.drift:.2g} from the model that ignores the units"
@@ -251,11 +253,11 @@ def _protected(channels: Channels, context: Context) -> dict[int, str]:
     return found
 
 
-def _drawn(group: ChannelGroup, rng: np.random.Generator) -> list[int]:
-    """Some units of a group: at least one, up to a share of them, never all."""
-    most = min(max(1, int(SHARE * len(group.units))), len(group.units) - 1)
-    drawn: list[int] = rng.choice(group.units, int(rng.integers(1, most + 1)), replace=False).tolist()
-    return sorted(drawn)
+def _possible(channels: Channels, leaving: Sequence[Leaving]) -> list[Leaving]:
+    """The same without units but for which an axis would be empty: part of a group may be all that a layer reads."""
+    able = set(channels.spared(unit for _, units in leaving for unit in units))
+    kept = [(group, [unit for unit in units if unit in able]) for group, units in leaving]
+    return [(group, units) for group, units in kept if units]
 
 
 def _units(found: Sequence[ChannelGroup], leaving: Sequence[Leaving]) -> dict[str, int]:

@@ -185,13 +185,7 @@ def vector(axis: Axis) -> Ids | None:
 
     Of several digits that might lose entries the outermost may from now on.
     """
-    found: tuple[int, Ids] | None = None
-    for place, digit in enumerate(axis):
-        ids = digit.vector() if found is None else None
-        if ids is not None:
-            found = (place, ids)
-        elif digit.live:
-            digit.hold(INSIDE)
+    found = _chosen(axis)
     if found is None:
         return None
     place, ids = found
@@ -202,6 +196,27 @@ def vector(axis: Axis) -> Ids | None:
     shape = [1] * len(axis)
     shape[place] = len(ids)
     return np.broadcast_to(ids.reshape(shape), sizes).reshape(-1)
+
+
+def entries(axis: Axis) -> Ids | None:
+    """The channels of an axis, in their order but not as often as they occur; None where no entry may go.
+
+    Unlike `vector` also where the axis has other digits whose sizes are open.
+    """
+    found = _chosen(axis)
+    return None if found is None else found[1]
+
+
+def _chosen(axis: Axis) -> tuple[int, Ids] | None:
+    """The place of the digit of an axis that may from now on lose entries, the outermost one, and its channels."""
+    found: tuple[int, Ids] | None = None
+    for place, digit in enumerate(axis):
+        ids = digit.vector() if found is None else None
+        if ids is not None:
+            found = (place, ids)
+        elif digit.live:
+            digit.hold(INSIDE)
+    return found
 
 
 def united(ledger: Ledger, a: Axis, b: Axis, *, added: bool = False, node: str = "") -> None:

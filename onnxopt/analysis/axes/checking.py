@@ -81,10 +81,12 @@ class Checker:
         own = self._drift(self._model, self._model)
         return own is not None and own <= self.tolerance
 
-    def drawn(self, rng: np.random.Generator, share: float = SHARE) -> dict[ChannelGroup, list[int]]:
-        """Units of every group: at least one, up to a share of them, never all."""
+    def drawn(
+        self, rng: np.random.Generator, share: float = SHARE, only: Iterable[ChannelGroup] | None = None
+    ) -> dict[ChannelGroup, list[int]]:
+        """Units of every group, or of some of more than one unit: at least one, up to a share of them, never all."""
         chosen = {}
-        for group in self.groups:
+        for group in self.groups if only is None else only:
             most = min(max(1, int(share * len(group.units))), len(group.units) - 1)
             chosen[group] = sorted(rng.choice(group.units, int(rng.integers(1, most + 1)), replace=False).tolist())
         return chosen

@@ -2,57 +2,81 @@
 
 A row of zeros makes a channel of its bias, whatever the input; activations and normalizations turn it into another
 number. A layer that reads the channel gets that number times a column of its weight: a bias. So the channel can go
-without changing what the model computes, wherever nothing but such layers reads it.
+without changing what the model computes, wherever nothing but such layers reads it. Where a convolution reads zeros
+beyond the border, what it gets differs from place to place: a map of numbers to add, if the size of the image is known.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
-from onnxopt.analysis.axes.axis import size_of, vector
+from onnxopt.analysis.axes import patterns_compute, patterns_layout  # noqa: F401  (they register effects)
+from onnxopt.analysis.axes.axis import vector
 from onnxopt.analysis.axes.engine import Channels
+from onnxopt.analysis.axes.groups import ChannelGroup
+from onnxopt.analysis.axes.ids import Ids
+from onnxopt.analysis.axes.linear import Layer
 from onnxopt.analysis.axes.patch import Kept
+from onnxopt.analysis.axes.patterns import EFFECTS, MOST, STARTS, Given, Open, Pattern, shrunk
 from onnxopt.analysis.axes.rules import Consumption, key
 from onnxopt.analysis.structure import constant_array, constant_tensor, topological
 from onnxopt.edit import Edit
 from onnxopt.model import Model
-from onnxopt.numerics.importance import slice_sums
+from onnxopt.nodes import label
 
-Numbers: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
 
-_ELEMENTWISE = frozenset({
-    "Abs", "Add", "BatchNormalization", "Celu", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish",
-    "LeakyRelu", "Mish", "Mul", "Neg", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish",
-    "Tanh", "ThresholdedRelu",
-})  # fmt: skip
-"""Operators that make one number of one number at each place."""
-
-_MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Operators that move entries; what a channel is lies with its id."""
-
-_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
-"""Operators over windows that give of equal entries the same."""
-
-_BATCHNORM_INPUTS = 5
+_ADDS_SINCE = 7
+"""Before this opset Add broadcasts only where an attribute says so."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What a layer's bias gains when constant channels leave.
+    """What a layer gains when constant channels leave.
 
     Attributes:
-        node: Conv, Gemm or MatMul.
-        gain: `[output channels that stay]`, float64.
+        node: Conv, ConvTranspose, Gemm or MatMul.
+        gain: float64, against what the layer gives: for its bias `[output channels that stay]`, else of its rank.
+        in_bias: whether its bias takes it.
     """
 
     node: ir.Node
-    gain: Numbers
+    gain: Pattern
+    in_bias: bool
+
+
+@dataclass(frozen=True)
+class Free:
+    """What can go without changing what the model computes.
+
+    Attributes:
+        units: constant, and all that reads them can make up for them.
+        notes: groups with constant units of which that is not so, and why.
+    """
+
+    units: set[int]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What a reader needs to do without the constant channels among those that it sums over.
+
+    Attributes:
+        node: the reader.
+        needed: the units that it needs a map for.
+        size: numbers in that map; None where there can be none.
+        why: then.
+    """
+
+    node: ir.Node
+    needed: frozenset[int]
+    size: int | None
+    why: str = ""
 
 
 class Constants:
@@ -66,24 +90,33 @@ class Constants:
 
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
-        self._known: dict[ir.Value, dict[int, float]] = {}
+        self._patterns: dict[ir.Value, Pattern] = {}
         for node in topological(channels.model.graph):
             self._visit(node)
 
-    def free(self, units: Iterable[int]) -> set[int]:
-        """The units that can go without changing what the model computes; of groups that are exact."""
-        open_ = set(units)
-        for consumption in self._channels.consumed:
-            value = consumption.node.inputs[consumption.index]
-            ids = None if value is None or self._channels.is_constant(value) else vector(consumption.axis)
-            if ids is None or value is None or not open_:
-                continue
-            known = self._known.get(value, {})
-            takes = bool(known) and _takes(self._channels, consumption)
-            numbers = [known.get(channel) for channel in ids.tolist()] if known else [None] * len(ids)
-            held = np.array([number is None or (number != 0 and not takes) for number in numbers], bool)
-            open_.difference_update(self._channels.classes.labels[ids[held]].tolist())
-        return open_ & self._some_constant()
+    def free(self, groups: Iterable[ChannelGroup]) -> Free:
+        """The units that can go without changing what the model computes.
+
+        A map of numbers is worth it as long as it has no more of them than the weights that go.
+
+        Args:
+            groups: exact ones.
+        """
+        constant, held, readings = self._read()
+        units, notes = set[int](), list[str]()
+        for group in groups:
+            able = [unit for unit in group.units if unit in constant and unit not in held]
+            needy = [unit for unit in able if unit in readings]
+            mine = list(dict.fromkeys(each for unit in needy for each in readings[unit]))
+            cost, gain = sum(each.size or 0 for each in mine), len(needy) * group.parameters
+            why = next((each.why for each in mine if each.size is None), "")
+            if not why and cost > gain:
+                why = f"the map that {label(mine[0].node)} would need has {cost} numbers, more than the {gain} that go"
+            if why:
+                notes.append(f"{len(needy)} units of {group.name} are constant, but rank like all others: {why}")
+            units.update(able)
+            units.difference_update(needy if why else ())
+        return Free(units, tuple(notes))
 
     def corrections(self, units: Collection[int], removed: Collection[int]) -> list[Correction]:
         """What readers of constant units need once these are gone.
@@ -96,129 +129,135 @@ class Constants:
         gone = Kept(channels.classes.labels, list(units))
         kept = Kept(channels.classes.labels, list(removed))
         for consumption in channels.consumed:
-            node, value = consumption.node, consumption.node.inputs[consumption.index]
-            ids = None if value is None or channels.is_constant(value) else vector(consumption.axis)
-            if ids is None or value is None or gone.of(ids).all() or not _takes(channels, consumption):
+            pattern, ids = self._along(consumption)
+            if pattern is None or ids is None or gone.of(ids).all():
                 continue
-            known = self._known.get(value, {})
-            numbers = np.array([known.get(channel, 0.0) for channel in ids.tolist()]) * ~gone.of(ids)
-            if not numbers.any():
+            lost = np.where(_at(~gone.of(ids), consumption.place, pattern.ndim), np.nan_to_num(pattern), 0.0)
+            layer = self._layer(consumption) if lost.any() else None
+            if layer is None:
                 continue
-            gain, axis = _gain(node, numbers), (channels.of(node.outputs[0]) or ())[1 if node.op_type == "Conv" else -1]
-            stay = kept.mask(axis)
-            found.append(Correction(node, gain if stay is None else gain[stay]))
+            gain = shrunk(layer.gain(shrunk(lost)))
+            axes = channels.of(consumption.node.outputs[0]) or ()
+            for place, size in enumerate(gain.shape):
+                stay = kept.mask(axes[place]) if size > 1 else None
+                gain = gain if stay is None else gain.compress(stay, place)
+            uniform = all(size == 1 for place, size in enumerate(gain.shape) if place != layer.place % gain.ndim)
+            found.append(self._correction(layer, gain, uniform and layer.bias() is not None, kept))
         return found
 
-    def _some_constant(self) -> set[int]:
-        ids = [channel for known in self._known.values() for channel in known]
-        return set(self._channels.classes.labels[np.array(ids, np.int64)].tolist())
+    def _correction(self, layer: Layer, gain: Pattern, in_bias: bool, kept: Kept) -> Correction:
+        node = layer.given.node
+        if not in_bias or node.op_type == "MatMul" or not layer.beta:
+            return Correction(node, gain, False)
+        axes = self._channels.of(node.outputs[0]) or ()
+        stay = kept.mask(axes[layer.place])
+        count = layer.outputs if stay is None else int(stay.sum())
+        return Correction(node, np.broadcast_to(gain.reshape(-1), (count,)) / layer.beta, True)
+
+    def _read(self) -> tuple[set[int], set[int], dict[int, list[_Reading]]]:
+        """The units that are constant somewhere, those that stay for what reads them, and the readings of others."""
+        labels = self._channels.classes.labels
+        constant, held, readings = set[int](), set[int](), dict[int, list[_Reading]]()
+        for consumption in self._channels.consumed:
+            pattern, ids = self._along(consumption)
+            if ids is None:
+                continue
+            if pattern is None:
+                held.update(labels[ids].tolist())
+                continue
+            others = tuple(place for place in range(pattern.ndim) if place != consumption.place % pattern.ndim)
+            open_, other = np.isnan(pattern).any(others), (np.nan_to_num(pattern) != 0).any(others)
+            held.update(labels[ids[open_]].tolist())
+            constant.update(labels[ids[~open_]].tolist())
+            reading = self._reading(consumption, pattern, labels[ids], other & ~open_)
+            if reading is not None:
+                for unit in reading.needed:
+                    readings.setdefault(unit, []).append(reading)
+        return constant, held, readings
+
+    def _reading(self, consumption: Consumption, pattern: Pattern, labels: Ids, read: Mask) -> _Reading | None:
+        """What is to be done about channels that are constant and not 0; None where a bias takes them."""
+        node = consumption.node
+        layer = self._layer(consumption) if read.any() else None
+        units = frozenset(labels[read].tolist())
+        if layer is None:
+            why = f"{node.op_type} {label(node)} has no bias that could take what they give"
+            return _Reading(node, units, None, why) if read.any() else None
+        others = tuple(place for place in range(pattern.ndim) if place != consumption.place % pattern.ndim)
+        first = pattern[tuple(slice(0, 1) if place in others else slice(None) for place in range(pattern.ndim))]
+        varied = read & ((pattern != first).any(others) | layer.blurs)
+        if not varied.any():
+            return None
+        units = frozenset(labels[varied].tolist())
+        try:
+            gain = layer.gain(np.where(_at(varied, consumption.place, pattern.ndim), pattern, 0.0))
+        except Open as error:
+            return _Reading(
+                node, units, None, f"what {label(node)} makes of them differs from place to place, and {error}"
+            )
+        return _Reading(node, units, gain.size)
+
+    def _along(self, consumption: Consumption) -> tuple[Pattern | None, Ids | None]:
+        """The numbers of what is summed over, channels one by one, and their ids; None where nothing is constant.
+
+        No ids where others speak for the channels: a constant is read together with what is computed.
+        """
+        node, value = consumption.node, consumption.node.inputs[consumption.index]
+        ids = vector(consumption.axis)
+        if value is None or ids is None:
+            return None, None
+        if self._channels.is_constant(value):
+            alone = consumption.inside or self._channels.is_constant(node.outputs[0])
+            return None, ids if alone else None
+        pattern = self._patterns.get(value)
+        if pattern is None:
+            return None, ids
+        shape = list(pattern.shape)
+        shape[consumption.place] = len(ids)
+        return np.broadcast_to(pattern, shape), ids
+
+    def _layer(self, consumption: Consumption) -> Layer | None:
+        """The layer that reads, if something can be added to what it gives."""
+        node = consumption.node
+        if consumption.index or self._channels.symbols.opset < _ADDS_SINCE:
+            return None
+        return Layer.of(Given(node, self._channels.symbols.call(node), self._channels, self._patterns))
 
     def _visit(self, node: ir.Node) -> None:
-        if key(node)[0] or not node.inputs or self._channels.is_constant(node.outputs[0]):
+        known = EFFECTS.get(node.op_type) if not key(node)[0] else None
+        if known is None or not node.inputs or self._channels.is_constant(node.outputs[0]):
             return
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
-            self._made(node)
-        elif node.op_type in _ELEMENTWISE:
-            self._computed(node)
-        elif node.op_type in _MOVES or (node.op_type in _POOLS and _keeps(node)):
-            self._moved(node)
-
-    def _made(self, node: ir.Node) -> None:
-        """Rows of zeros give their bias; so does a depthwise row of what is constant, on top of that."""
-        place = {"Conv": 0, "Gemm": 1 - node.attributes.get_int("transB", 0), "MatMul": 1}[node.op_type]
-        weight, ids = constant_tensor(node.inputs[1]), self._ids(node.outputs[0], 1 if node.op_type == "Conv" else -1)
-        if weight is None or ids is None or not self._channels.is_constant(node.inputs[1]):
+        given = Given(node, self._channels.symbols.call(node), self._channels, self._patterns)
+        if node.op_type not in STARTS and not given.reads():
             return
-        if node.op_type != "Conv" and len(weight.shape) != 2:
+        try:
+            with np.errstate(all="ignore"):
+                found = known(given)
+        except (
+            IndexError,
+            KeyError,
+            ValueError,
+            TypeError,
+            ArithmeticError,
+        ):  # Open, or the model is not as it should be
             return
-        numbers = _bias(node, len(ids))
-        if numbers is None:
-            return
-        array: npt.NDArray[Any] = np.asarray(weight.numpy())
-        unknown = slice_sums(array, (place,), 1)[0] != 0
-        if unknown.all() and not self._known.get(node.inputs[0]):  # type: ignore[arg-type]
-            return
-        if node.op_type == "Conv" and array.shape[1] == 1 and node.attributes.get_int("group", 1) > 1:
-            read = self._numbers(node.inputs[0], 1)
-            if read is not None:
-                read = np.repeat(read, len(ids) // len(read))
-                numbers = numbers + np.where(
-                    unknown, read * array.astype(np.float64).sum(tuple(range(1, array.ndim))), 0
-                )
-                unknown = unknown & (np.isnan(read) | ((read != 0) & _padded(node)))
-        self._learn(node.outputs[0], ids, np.where(unknown, np.nan, numbers))
+        for value, pattern in zip(node.outputs, [found] if isinstance(found, np.ndarray) else found, strict=False):
+            self._learn(value, pattern)
 
-    def _computed(self, node: ir.Node) -> None:
-        """The operator itself, in numpy, on the numbers that its inputs are; NaN stands for what is not constant."""
-        if not any(self._known.get(value) for value in node.inputs if value is not None) and not _ends(node):
-            return
-        output = node.outputs[0]
-        axes = self._channels.of(output)
-        places = [] if axes is None else [place for place, axis in enumerate(axes) if vector(axis) is not None]
-        if axes is None or len(places) != 1:
-            return
-        place, ids = places[0], vector(axes[places[0]])
-        assert ids is not None
-        arrays = []
-        for value in node.inputs:
-            array = None if value is None else self._operand(value, place - len(axes), len(axes), len(ids))
-            if value is not None and array is None:
-                return
-            arrays.append(array)
-        results = _evaluated(self._channels.model, node, arrays)
-        if results is None or results.size != len(ids):
-            return
-        self._learn(output, ids, _settled(node, arrays, results.reshape(-1), len(ids)))
-
-    def _operand(self, value: ir.Value, place: int, rank: int, size: int) -> npt.NDArray[np.float32] | None:
-        """What an input is along the axis; all other axes have size 1."""
-        if self._channels.is_constant(value):
-            array = constant_array(value)
-            return None if array is None or array.size not in (1, size) else np.asarray(array, np.float32)
-        axes = self._channels.of(value)
-        if axes is None or len(axes) < -place or size_of(axes[place]) != size:
-            return None
-        numbers = self._numbers(value, place)
-        shape = [1] * rank
-        shape[place] = size
-        return (np.full(size, np.nan) if numbers is None else numbers).astype(np.float32).reshape(shape)
-
-    def _moved(self, node: ir.Node) -> None:
-        known = self._known.get(node.inputs[0])  # type: ignore[arg-type]
-        if known:
-            self._known[node.outputs[0]] = known
-
-    def _ids(self, value: ir.Value, place: int) -> npt.NDArray[np.int64] | None:
-        axes = self._channels.of(value)
-        return None if not axes else vector(axes[place])
-
-    def _numbers(self, value: ir.Value | None, place: int) -> Numbers | None:
-        """The constant at each position of an axis, NaN where there is none; None where nothing is known."""
-        known = {} if value is None else self._known.get(value, {})
-        ids = self._ids(value, place) if known and value is not None else None
-        return None if ids is None else np.array([known.get(channel, np.nan) for channel in ids.tolist()])
-
-    def _learn(self, value: ir.Value, ids: npt.NDArray[np.int64], numbers: Numbers) -> None:
-        """Note what channels are; one that stands at several places must be the same at all of them."""
-        known: dict[int, float] = {}
-        clashing: set[int] = set()
-        for channel, number in zip(ids.tolist(), numbers.tolist(), strict=True):
-            if np.isnan(number) or known.setdefault(channel, number) != number:
-                clashing.add(channel)
-        left = {channel: number for channel, number in known.items() if channel not in clashing}
-        if left:
-            self._known[value] = left
+    def _learn(self, value: ir.Value, pattern: Pattern) -> None:
+        if pattern.size <= MOST and not np.isnan(pattern).all():
+            self._patterns[value] = shrunk(pattern)
 
 
-def correcting(model: Model, corrections: Iterable[Correction], rule: str = "correct") -> Edit:
-    """An edit that adds to biases what constant channels gave before they were removed."""
+def correcting(model: Model, corrections: Sequence[Correction], rule: str = "correct") -> Edit:
+    """An edit that adds to biases, or behind layers, what constant channels gave before they were removed."""
     edit = Edit(rule)
     for each in corrections:
         node = each.node
         weight = constant_tensor(node.inputs[1])
         assert weight is not None
         dtype = weight.dtype.numpy()
-        if node.op_type == "MatMul":
+        if not each.in_bias:
             added = ir.node("Add", [node.outputs[0], edit.add_weight("bias", each.gain.astype(dtype))])
             added.outputs[0].type, added.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
             edit.insert([added], after=node)
@@ -226,110 +265,12 @@ def correcting(model: Model, corrections: Iterable[Correction], rule: str = "cor
             continue
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         old = 0.0 if bias is None else constant_array(bias).astype(np.float64)  # type: ignore[union-attr]
-        gain = each.gain / node.attributes.get_float("beta", 1.0)
         name = "bias" if bias is None or bias.name is None else bias.name
-        edit.set_input(node, 2, edit.add_weight(name, (old + gain).astype(dtype)))
+        edit.set_input(node, 2, edit.add_weight(name, (old + each.gain).astype(dtype)))
     return edit
 
 
-def _bias(node: ir.Node, size: int) -> Numbers | None:
-    """What a layer adds to each channel; None where that is no constant vector."""
-    if node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
-        return np.zeros(size)
-    array = constant_array(node.inputs[2])
-    if array is None or array.size not in (1, size) or (array.ndim > 1 and array.size != array.shape[-1]):
-        return None
-    scale = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
-    found: Numbers = np.broadcast_to(array.reshape(-1).astype(np.float64) * scale, (size,))
-    return found
-
-
-def _takes(channels: Channels, consumption: Consumption) -> bool:
-    """Whether what a reader gives for constant channels is the same at all places, so that its bias can have it."""
-    node = consumption.node
-    if key(node)[0] or consumption.index or node.op_type not in ("Conv", "Gemm", "MatMul"):
-        return False
-    if constant_tensor(node.inputs[1]) is None or not channels.is_constant(node.inputs[1]):
-        return False
-    if node.op_type == "Conv":
-        return (
-            node.attributes.get_int("group", 1) == 1 and not _padded(node) and _bias(node, _rows(node, 0)) is not None
-        )
-    if node.op_type == "Gemm":
-        columns = _rows(node, 1 - node.attributes.get_int("transB", 0))
-        usable = not node.attributes.get_int("transA", 0) and node.attributes.get_float("beta", 1.0) != 0
-        return usable and _bias(node, columns) is not None
-    weight = constant_tensor(node.inputs[1])
-    return node.op_type == "MatMul" and weight is not None and len(weight.shape) == 2
-
-
-def _rows(node: ir.Node, place: int) -> int:
-    weight = constant_tensor(node.inputs[1])
-    assert weight is not None
-    return int(weight.shape.numpy()[place])
-
-
-def _gain(node: ir.Node, numbers: Numbers) -> Numbers:
-    """What a layer gives for constant inputs `[channels]`, `[outputs]`."""
-    array = constant_array(node.inputs[1])
-    assert array is not None
-    at = np.flatnonzero(numbers)
-    if node.op_type == "Conv":
-        taken: Numbers = array[:, at].astype(np.float64).reshape(len(array), len(at), -1).sum(2)
-        return taken @ numbers[at]
-    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
-    scale = node.attributes.get_float("alpha", 1.0) if node.op_type == "Gemm" else 1.0
-    rows = (array[:, at].T if transposed else array[at]).astype(np.float64)
-    found: Numbers = scale * (numbers[at] @ rows)
-    return found
-
-
-def _padded(node: ir.Node) -> bool:
-    """Whether a convolution reads zeros beyond the border."""
-    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return True
-    return node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET" and any(node.attributes.get_ints("pads", ()))
-
-
-def _keeps(node: ir.Node) -> bool:
-    """Whether a window of equal entries gives the same, also at the border."""
-    if node.op_type != "AveragePool":
-        return True
-    counts = _padded(node) and node.attributes.get_int("count_include_pad", 0) != 0
-    return not counts and node.attributes.get_int("ceil_mode", 0) == 0
-
-
-def _ends(node: ir.Node) -> bool:
-    """Whether a node makes constants of what is none: times 0."""
-    scales = {"Mul": node.inputs, "BatchNormalization": node.inputs[1:2]}.get(node.op_type, ())
-    return any(array is not None and not array.all() for array in map(constant_array, scales))
-
-
-def _evaluated(model: Model, node: ir.Node, arrays: list[npt.NDArray[np.float32] | None]) -> Numbers | None:
-    """The node by onnx's own evaluator; None where that cannot."""
-    names = ["" if array is None else f"x{index}" for index, array in enumerate(arrays)]
-    proto = onnx.helper.make_node(node.op_type, names, ["y"])
-    proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
-    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name]
-    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = onnx.helper.make_graph([proto], "one", inputs, [output])
-    whole = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", model.opset)])
-    feeds: Mapping[str, Any] = {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
-    try:
-        with np.errstate(all="ignore"):
-            (result,) = ReferenceEvaluator(whole).run(None, dict(feeds))
-    except Exception:  # it knows fewer operators and versions than there are, and fails in any way
-        return None
-    found: Numbers = np.asarray(result, np.float64)
-    return found
-
-
-def _settled(node: ir.Node, arrays: list[npt.NDArray[np.float32] | None], results: Numbers, size: int) -> Numbers:
-    """What is constant of the results: that of constants; a product with 0; what a normalization scales with 0."""
-    vectors = [np.broadcast_to(array.reshape(-1), (size,)) for array in arrays if array is not None]
-    results = np.where(np.isnan(np.array(vectors)).any(0), np.nan, results)
-    if node.op_type == "Mul":
-        results = np.where(np.any([vector == 0 for vector in vectors], 0), 0.0, results)
-    if node.op_type == "BatchNormalization" and len(vectors) == _BATCHNORM_INPUTS:
-        results = np.where(vectors[1] == 0, vectors[2], results)
-    return np.where(np.isinf(results), np.nan, results)
+def _at(mask: Mask, place: int, rank: int) -> Mask:
+    shape = [1] * rank
+    shape[place] = len(mask)
+    return mask.reshape(shape)

@@ -167,10 +167,9 @@ class Engine:
             self._constants.update(node.outputs)
         if self.weights.remakes(node):
             self.axes[node.outputs[0]] = self._fixed(node.outputs[0], REMADE)
-        if node.op_type == "Identity" and self.weights.root(node.outputs[0]) is not node.outputs[0]:
-            return  # its readers are the constant's
-        if self.weights.remade(node.outputs[0] if node.outputs else None) is not None:
             return  # each of its readers has it for itself
+        if self.weights.hands_on(node):
+            return  # its readers are those of what it reads
         call = Call(node, self.symbols.call(node), self)
         found = RULES.get(key(node)) if not any(True for _ in bodies(node)) else None
         try:

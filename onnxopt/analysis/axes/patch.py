@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxopt.analysis.axes.axis import Axes, Axis, Digit
+from onnxopt.analysis.axes.axis import Axes, Axis, Digit, size_of
 from onnxopt.analysis.axes.ids import Ids
 from onnxopt.analysis.symbols import Call as Known
 from onnxopt.analysis.symbols.arguments import reshape_target
@@ -172,9 +172,22 @@ class Patch:
                 self.set_integers(index, target, name)
                 self.set_attribute("allowzero", None)
             return
-        old = [product(digit.size for digit in axis) for axis in self.axes_out()]
-        changed = {place: size for place, (size, was) in enumerate(zip(result, old, strict=True)) if size != was}
-        self.change_integers(index, {p: size if isinstance(size, int) else -1 for p, size in changed.items()}, name)
+        changed, told = self._changed(), self.known.integers(index, name) or []
+        open_ = [place for place, size in changed.items() if not isinstance(size, int)]
+        if -1 in told or len(open_) > 1:
+            self._scale(index, [place for place in changed if place >= len(told) or told[place] not in (0, -1)])
+        else:
+            self.change_integers(index, {p: size if isinstance(size, int) else -1 for p, size in changed.items()}, name)
+
+    def _scale(self, index: int, places: Sequence[int]) -> None:
+        """Let computed sizes of axes of what the node gives shrink as these do."""
+        lengths = [self._lengths(axis) if at in places else (1, 1) for at, axis in enumerate(self.axes_out())]
+        old, new = (np.array(each, np.int64) for each in zip(*lengths, strict=True))
+        source = self.node.inputs[index]
+        if source is not None and places:
+            shrunk = self._in_proportion(source, new, old)
+            self.edit.insert(shrunk, before=self.node)
+            self.edit.set_input(self.node, index, shrunk[-1].outputs[0])
 
     def become_reshape(self) -> None:
         """Let a Reshape do what the node did."""
@@ -183,15 +196,19 @@ class Patch:
             raise TypeError("a shape that is open")
         sizes = self.edit.add_weight("shape", np.array(target, np.int64), self.graph)
         node = ir.node("Reshape", [self.node.inputs[0], sizes])
-        node.outputs[0].type, node.outputs[0].shape = self.node.outputs[0].type, ir.Shape([None] * len(target))
+        if self.node.outputs[0].type is not None:
+            node.outputs[0].type, node.outputs[0].shape = self.node.outputs[0].type, ir.Shape([None] * len(target))
         self.edit.insert([node], before=self.node)
         self.edit.rewire(self.node.outputs[0], node.outputs[0])
         self.edit.remove(self.node)
 
     def expand(self, index: int) -> None:
-        """Give the shape that an Expand makes, where it lost entries."""
-        changed = self._changed()
-        self.change_integers(index, {place: _number(size) for place, size in changed.items()})
+        """Give the shape that an Expand makes, where it lost entries; axes that it does not tell follow the data."""
+        rank = self.known.fact(index).shape
+        told = rank[0] if rank and isinstance(rank[0], int) else len(self.axes_out())
+        first = len(self.axes_out()) - told
+        changed = {place - first: _number(size) for place, size in self._changed().items()}
+        self.change_integers(index, {place: size for place, size in changed.items() if place >= 0})
 
     def slice(self) -> None:
         """Let a Slice take what stays of what it took."""
@@ -200,7 +217,8 @@ class Patch:
         ends: dict[int, int] = {}
         steps: dict[int, int] = {}
         for at, (place, (start, end, step)) in enumerate(bounds.items()):
-            mask = self.kept_channels.mask(self.axes(0)[place])
+            axis = self.axes(0)[place]
+            mask = self.kept_channels.mask(axis) if isinstance(size_of(axis), int) else None  # an open one is whole
             if mask is None:
                 continue
             taken = np.arange(len(mask))[sliced(_number(start), _number(end), step, len(mask))]
@@ -228,16 +246,33 @@ class Patch:
         places = range(
             *slice(self.integer("start", 0), self.node.attributes.get_int("end", None)).indices(len(self.axes(0)))
         )
-        old = [_number(product(digit.size for digit in self.axes(0)[at] if digit.live)) for at in places]
-        new = [_number(self.kept_channels.size(tuple(d for d in self.axes(0)[at] if d.live))) for at in places]
-        if old != new:
-            answer, kind = self.node.outputs[0], ir.TensorType(ir.DataType.INT64)
-            times, by = (self.edit.add_weight("sizes", np.array(each, np.int64), self.graph) for each in (old, new))
-            grown = ir.node("Mul", [answer, times])
-            told = ir.node("Div", [grown.outputs[0], by])
-            grown.outputs[0].type, told.outputs[0].type = kind, kind
-            self.edit.insert([grown, told], after=self.node)
-            self.edit.rewire(answer, told.outputs[0])
+        lengths = [self._lengths(self.axes(0)[at]) for at in places]
+        self._keep(np.array([old for old, _ in lengths], np.int64), np.array([new for _, new in lengths], np.int64))
+
+    def keep_count(self) -> None:
+        """Let a Size go on giving the old number of elements."""
+        lengths = [self._lengths(axis) for axis in self.axes(0)]
+        self._keep(np.prod([old for old, _ in lengths]), np.prod([new for _, new in lengths]))
+
+    def _lengths(self, axis: Axis) -> tuple[int, int]:
+        """How many entries the channels of an axis had, and have."""
+        live = tuple(digit for digit in axis if digit.live)
+        return _number(product(digit.size for digit in live)), _number(self.kept_channels.size(live))
+
+    def _keep(self, old: Ids | np.int64, new: Ids | np.int64) -> None:
+        """Let the sizes that a node gives be as if what was `old` were not `new`."""
+        if not np.array_equal(old, new):
+            told = self._in_proportion(self.node.outputs[0], old, new)
+            self.edit.insert(told, after=self.node)
+            self.edit.rewire(self.node.outputs[0], told[-1].outputs[0])
+
+    def _in_proportion(self, sizes: ir.Value, times: Ids | np.int64, by: Ids | np.int64) -> list[ir.Node]:
+        """Nodes that multiply sizes and divide them."""
+        factors = [self.edit.add_weight("sizes", np.asarray(each, np.int64), self.graph) for each in (times, by)]
+        grown = ir.node("Mul", [sizes, factors[0]])
+        found = ir.node("Div", [grown.outputs[0], factors[1]])
+        grown.outputs[0].type = found.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+        return [grown, found]
 
     def _overwritten(self, source: ir.Value, values: Mapping[int, int], dtype: ir.DataType) -> ir.Node:
         """A node that gives a list of integers with some entries replaced."""

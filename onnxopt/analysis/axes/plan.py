@@ -188,20 +188,19 @@ def _whole(masks: Sequence[Mask]) -> bool:
 
 def _unread(root: ir.Value, redirected: set[Use]) -> list[ir.Node]:
     """The node that holds a constant and the Identity nodes behind it that lose all their readers."""
+    values = [root]
+    for value in values:  # which grows
+        values += [node.outputs[0] for node, _ in value.uses() if node.op_type == "Identity"]
     found: list[ir.Node] = []
-
-    def lost(value: ir.Value) -> bool:
-        left = not value.is_graph_output()
-        for node, index in value.uses():
-            if (node, index) in redirected:
-                continue
-            left = node.op_type == "Identity" and lost(node.outputs[0]) and left
+    lost: set[ir.Value] = set()
+    for value in reversed(values):
+        read = any(use not in redirected and use[0].outputs[0] not in lost for use in value.uses())
+        if read or value.is_graph_output():
+            continue
+        lost.add(value)
         maker = value.producer()
-        if left and maker is not None:
+        if maker is not None:
             found.append(maker)
-        return left
-
-    lost(root)
     return found
 
 

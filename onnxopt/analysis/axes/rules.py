@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
-from onnxopt.analysis.axes.axis import Axes, Axis, channels, fixed, hold, reason, taken, united, vector
+from onnxopt.analysis.axes.axis import Axes, Axis, channels, entries, fixed, hold, reason, taken, united, vector
 from onnxopt.analysis.axes.ids import Freeze, Ids, Kind, Reason
 from onnxopt.analysis.axes.reshape import at_sizes, followed, regrouped
 from onnxopt.analysis.symbols import Call as Known
@@ -156,13 +156,13 @@ class Call:
 
     def inexact(self, axis: Axis, why: str) -> None:
         """What is left depends on how many entries of the axis there are, or on those removed."""
-        ids = vector(axis)
+        ids = entries(axis)
         if ids is not None:
             self._engine.ledger.inexact(ids, f"{why} ({label(self.node)})")
 
     def tag(self, axis: Axis, kind: Kind) -> None:
         """Say what the entries of an axis are units of."""
-        ids = vector(axis)
+        ids = entries(axis)
         if ids is not None:
             self._engine.ledger.tag(ids, kind)
             self._engine.tagged.update((digit.block, digit.at) for digit in axis if digit.block is not None)

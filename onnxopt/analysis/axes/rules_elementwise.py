@@ -33,8 +33,14 @@ def _unary(call: Call) -> None:
 def _broadcast(call: Call) -> None:
     given = [index for index in range(len(call.node.inputs)) if call.has(index)]
     _take_parts(call, given)
-    added = call.node.op_type in ("Add", "Sub", "Sum") and not any(call.constant(index) for index in given)
+    added = call.node.op_type in ("Add", "Sub", "Sum") and _are_streams(call, given)
     call.give(broadcast(call, [call.axes(index) for index in given], added=added))
+
+
+def _are_streams(call: Call, given: Sequence[int]) -> bool:
+    """Whether several computed tensors are added of which none, like a bias, is the same all along an axis."""
+    spans = [sum(axis != () for axis in call.axes(index) or ()) for index in given if not call.constant(index)]
+    return spans.count(max(spans, default=0)) > 1
 
 
 def _take_parts(call: Call, given: Sequence[int]) -> None:

@@ -250,6 +250,11 @@ def _sizes(patch: Patch) -> None:
     patch.keep_answer()
 
 
+@rewrite("Size")
+def _count(patch: Patch) -> None:
+    patch.keep_count()
+
+
 @rule("Shape", "Size")
 def _asked(call: Call) -> None:
     call.fixed(0, "sizes")

@@ -150,6 +150,8 @@ def repeated(call: Call, times: Scalar, axis: Axis) -> Axis:
 @rule("Resize", "Upsample")
 def _resized(call: Call) -> None:
     axes = call.axes(0)
+    for index in range(1, min(len(call.node.inputs), 3)):
+        call.hold_input(index, "by how much, and where, axes are resampled")
     if axes is not None:
         result = axes
         for place in set(range(len(axes))) - _untouched(call, axes):

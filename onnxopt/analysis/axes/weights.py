@@ -18,6 +18,7 @@ Use = tuple[ir.Node, int]
 """A node and the index of its input."""
 
 _INTEGERS = Freeze("semantics", "a constant of integers")
+_UNTOLD = Freeze("semantics", "a constant of which only the sizes are read")
 REMADE = Freeze("semantics", "a constant as others see it")
 _REMAKERS = frozenset(("Cast", "DequantizeLinear"))
 """Operators that vectors of constants come through to their readers."""
@@ -59,8 +60,10 @@ class Weights:
         self._symbols = known
         self._ledger = ledger
         self._seen: dict[ir.Value | tuple[ir.Value, Use], Weight] = {}
+        self._uses: set[Use] = set()
         self._apart: dict[ir.Value, bool] = {}
-        self._remaking: set[ir.Node] = set()
+        self._roots: dict[ir.Value, ir.Value] = {}
+        self._makers: dict[ir.Value, ir.Node] = {}
         self._views: list[Weight] = []
 
     def all(self) -> tuple[Weight, ...]:
@@ -86,9 +89,11 @@ class Weights:
         assert tensor is not None
         if weight is None and new and (parameter or tensor.dtype.is_floating_point()):
             weight = self._seen[place] = self._weight(root, tuple(tensor.shape.numpy()))
-        if weight is None:
-            return tuple(fixed(size, _INTEGERS) for size in tensor.shape.numpy())
-        if use not in weight.uses:
+        if weight is None or not (new or use in self._uses):
+            why = _INTEGERS if weight is None else _UNTOLD
+            return tuple(fixed(size, why) for size in tensor.shape.numpy())
+        if use not in self._uses:
+            self._uses.add(use)
             weight.uses.append(use)
         return weight.axes
 
@@ -101,11 +106,23 @@ class Weights:
 
     def root(self, value: ir.Value) -> ir.Value:
         """The value behind Identity nodes, if that is a constant."""
-        found, node = value, value.producer()
-        while node is not None and node.op_type == "Identity" and key(node)[0] == "" and node.inputs[0] is not None:
-            found = node.inputs[0]
-            node = found.producer()
-        return found if self.is_weight(found) else value
+        return self._roots.get(value, value)
+
+    def hands_on(self, node: ir.Node) -> bool:
+        """Whether a node gives a constant, or what is made of one for each reader apart, as it is.
+
+        To be asked of all nodes, in topological order.
+        """
+        value = node.inputs[0] if key(node) == ("", "Identity") else None
+        if value is None:
+            return False
+        if self.is_weight(self.root(value)):
+            self._roots[node.outputs[0]] = self.root(value)
+        elif value in self._makers:
+            self._makers[node.outputs[0]] = self._makers[value]
+        else:
+            return False
+        return True
 
     def remakes(self, node: ir.Node) -> bool:
         """Whether a node dequantizes or casts a constant vector for several readers."""
@@ -117,15 +134,12 @@ class Weights:
         shapes = [self._symbols.of(root).shape or () for root in roots]
         found = all(sum(size != 1 for size in shape) <= 1 for shape in shapes) and "block_size" not in node.attributes
         if found:
-            self._remaking.add(node)
+            self._makers[node.outputs[0]] = node
         return found
 
-    def remade(self, value: ir.Value | None) -> ir.Node | None:
+    def remade(self, value: ir.Value) -> ir.Node | None:
         """The node that makes such a vector, itself or behind Identity nodes."""
-        node = None if value is None else value.producer()
-        while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
-            node = node.inputs[0].producer()
-        return node if node in self._remaking else None
+        return self._makers.get(value)
 
     def seen_remade(self, maker: ir.Node, use: Use) -> Axes:
         """The axes of such a vector as one reader sees it: each of the constants that it is made of, for itself."""

@@ -203,3 +203,24 @@ def test_twenty_thousand_nodes_take_seconds() -> None:
     started = time.process_time()
     assert _widths(channel_ids(model)) == [WIDTH] * 6_666
     assert time.process_time() - started < 6
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["computed", "constant"])
+def test_a_long_way_of_identities_is_walked_once(constant: bool) -> None:
+    """As often as there are nodes, it would take minutes."""
+    sketch = Sketch()
+    x = sketch.input("x", ("batch", 4))
+    value = numpy_helper.from_array(np.ones((4, WIDTH), np.float32))
+    start = passed = sketch.node("Constant", value=value) if constant else _layer(sketch, x, "first", 4, WIDTH)
+    for _ in range(10_000):
+        passed = sketch.node("Identity", passed)
+    y = sketch.node("Relu", sketch.node("MatMul", x, passed) if constant else passed)
+    sketch.output(_layer(sketch, y, "second", WIDTH, 2), ("batch", 2))
+    if constant:
+        sketch.output(_layer(sketch, sketch.node("MatMul", x, start), "third", WIDTH, 2), ("batch", 2))
+    model = load(sketch.model())
+    started = time.process_time()
+    channels = channel_ids(model)
+    model.apply(removal(channels, groups(channels)[0].units[:3]))
+    assert time.process_time() - started < 10
+    assert _widths(channel_ids(model))[0] == WIDTH - 3

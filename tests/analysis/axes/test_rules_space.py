@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxopt.analysis.axes import Channels, channel_ids, groups
+from onnxopt.analysis.axes import Channels, channel_ids, frozen, groups
 from onnxopt.model import load
 from onnxopt.models.builders.sketch import Sketch
 
@@ -327,3 +327,14 @@ def test_a_residual_net_without_weights_in_its_shortcuts(assert_exact: Check) ->
     found = groups(assert_exact(model, feeds, draws=8, tolerance=1e-4))
     assert sorted(len(group.units) for group in found if group.kind == "conv") == [4, 8, 16]
     assert sum(len(group.units) for group in found if group.kind == "residual") == 16
+
+
+@pytest.mark.parametrize("opset", [9, 10, 18])
+def test_scales_of_resampling_are_no_weights_for_want_of_a_rule(sandwich: Sandwich, opset: int) -> None:
+    def middle(sketch: Sketch, x: str) -> str:
+        scales = _floats(sketch, 1, 1, 2, 2)
+        inputs = (x, scales) if opset < 11 else (x, "", scales)
+        return sketch.node("Upsample" if opset < 10 else "Resize", *inputs)
+
+    proto, _ = sandwich(middle, opset=opset)
+    assert {each.freeze.reason for each in frozen(channel_ids(load(proto)))} == {"semantics"}

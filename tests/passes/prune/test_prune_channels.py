@@ -403,23 +403,114 @@ def test_constant_channels_beside_others_that_go() -> None:
     assert close(ran(model, images(2)), ran(before, images(2)), 1e-6)
 
 
-def test_constants_at_a_border_of_zeros_are_ordinary() -> None:
-    """What is constant inside is not where a convolution reads zeros beyond the border."""
-    _, findings = pruned(dead(plain, pads=1), 0.5, round_to=1)
-    assert not any("constant" in note for note in findings.notes)
+def test_constants_at_a_border_of_zeros() -> None:
+    """What is constant inside is not where a convolution reads zeros beyond the border: a map of numbers, if small."""
+    proto = dead(plain, pads=1)
+    model, findings = pruned(proto, 0.1, round_to=1)
+    assert widths(model)["first"] == 4
+    assert [node.op_type for node in model.nodes()][-1] == "Add"
+    assert close(ran(model, images(2)), ran(proto, images(2)), 1e-6)
+    del proto.graph.input[0].type.tensor_type.shape.dim[2:]
+    for name in ("height", "width"):
+        proto.graph.input[0].type.tensor_type.shape.dim.add().dim_param = name
+    _, findings = pruned(proto, 0.5, round_to=1)
+    (note,) = (note for note in findings.notes if "constant" in note)
+    assert note.startswith("4 units of first are constant, but rank like all others: what Conv_node_1 makes of them")
     proto = dead(lambda sketch, x, _: sketch.node("Relu", x), pads=1, scale=0.0)
     model, findings = pruned(proto, 0.1, round_to=1)
     assert widths(model)["first"] == 4
     assert close(ran(model, images(2)), ran(proto, images(2)), 1e-6)
 
 
-def test_constants_that_a_padded_depthwise_layer_reads_are_ordinary() -> None:
-    def padded(sketch: Sketch, x: str, _: Array) -> str:
-        x = sketch.node("Sigmoid", x)
-        return sketch.node("Conv", x, sketch.random("depth", 8, 1, 3, 3), group=8, pads=[1, 1, 1, 1])
+def test_the_last_of_an_axis_stays() -> None:
+    """All that one of two readers sums up is 0."""
+    sketch = Sketch()
+    weight, x = sketch.normal(8, 3, 1, 1), sketch.input("image", ("batch", 3, 5, 5))
+    weight[:4] = 0
+    x = sketch.node("Relu", sketch.node("Conv", x, sketch.weight("first", weight)))
+    sketch.node("Split", x, axis=1, num_outputs=2, outputs=["dead", "live"])
+    both = [sketch.node("ReduceSum", each, sketch.weight("axis", np.array([1]))) for each in ("dead", "live")]
+    sketch.output(sketch.node("Add", *both), ("batch", 1, 5, 5))
+    proto = sketch.model()
+    model, findings = pruned(proto, 0.1, round_to=1)
+    assert [change.what for change in findings.changes] == ["conv: 8 -> 5, 3 parameters each"]
+    assert {value.name: tuple(value.shape) for value in model.weights() if value.shape}["first"] == (5, 3, 1, 1)
+    assert close(ran(model, images(2)), ran(proto, images(2)), 1e-6)
 
-    _, findings = pruned(dead(padded), 0.5, round_to=1)
-    assert not any("constant" in note for note in findings.notes)
+
+ACTIVATIONS = ("Relu", "Sigmoid", "Softplus", "HardSwish", "Tanh", "Identity")
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """A small network of convolutions: for each its width, what is behind it, which of its rows are zero."""
+    found = []
+    for _ in range(draw(st.integers(1, 3))):
+        width = draw(st.integers(2, 9))
+        found.append({
+            "width": width, "kernel": draw(st.integers(1, 3)), "pads": draw(st.integers(0, 1)),
+            "act": draw(st.sampled_from(ACTIVATIONS)), "norm": draw(st.booleans()), "bias": draw(st.booleans()),
+            "then": draw(st.sampled_from(["", "depthwise", "pool", "resize", "gate", "twice", "add", "shuffle"])),
+            "dead": draw(st.sets(st.integers(0, width - 1), min_size=1, max_size=width)),
+        })  # fmt: skip
+    return found
+
+
+def drawn(made: Sequence[dict[str, Any]], size: int | None) -> onnx.ModelProto:
+    """The network; the size of its images may be open."""
+    sketch = Sketch()
+    x, before = sketch.input("image", ("batch", 3, size or "side", size or "side")), 3
+    for number, layer in enumerate(made):
+        x, before = _behind(sketch, _dead_rows(sketch, x, before, layer, f"conv{number}"), layer, x, before)
+    x = sketch.node("Conv", x, sketch.random("last", 3, before, 3, 3), pads=[1, 1, 1, 1])
+    sketch.output(x, ("batch", 3, None, None))
+    return sketch.model()
+
+
+def _dead_rows(sketch: Sketch, x: str, before: int, layer: dict[str, Any], name: str) -> str:
+    width, kernel = layer["width"], layer["kernel"]
+    weight = sketch.normal(width, before, kernel, kernel)
+    weight[list(layer["dead"])] = 0
+    held = [sketch.random(f"{name}.bias", width)] if layer["bias"] else []
+    x = sketch.node("Conv", x, sketch.weight(name, weight), *held, pads=[layer["pads"] + kernel // 2] * 4)
+    if layer["norm"]:
+        parts = [sketch.weight(f"{name}.{at}", np.abs(sketch.normal(width)) + 0.1) for at in range(4)]
+        x = sketch.node("BatchNormalization", x, *parts)
+    return sketch.node(layer["act"], x)
+
+
+def _behind(sketch: Sketch, x: str, layer: dict[str, Any], source: str, before: int) -> tuple[str, int]:
+    width, then = layer["width"], layer["then"]
+    if then == "depthwise":
+        x = sketch.node("Conv", x, sketch.random("depth", width, 1, 3, 3), group=width, pads=[1, 1, 1, 1])
+    elif then == "pool":
+        x = sketch.node("AveragePool", x, kernel_shape=[2, 2], pads=[1, 0, 0, 1], count_include_pad=1)
+    elif then == "resize":
+        x = sketch.node("Resize", x, "", sketch.weight("by", np.array([1, 1, 2, 2], np.float32)), mode="linear")
+    elif then == "gate":
+        x = sketch.node("Mul", x, sketch.node("Sigmoid", sketch.node("GlobalAveragePool", x)))
+    elif then == "twice":
+        return sketch.node("Concat", x, sketch.node("Neg", x), axis=1), 2 * width
+    elif then == "add":
+        x = sketch.node("Add", x, _dead_rows(sketch, source, before, layer, "beside"))
+    elif then == "shuffle" and width % 2 == 0:
+        x = sketch.node("DepthToSpace", sketch.node("Concat", x, x, axis=1), blocksize=2)
+        return x, width // 2
+    return x, width
+
+
+@settings(deadline=None, max_examples=25)
+@given(made=layers(), size=st.sampled_from([None, 4, 6]))
+def test_nothing_is_lost_with_what_is_constant(made: list[dict[str, Any]], size: int | None) -> None:
+    proto = drawn(made, size)
+    options = {"round_to": 1, "kinds": ["conv", "residual"]}
+    model, findings = pruned(proto, 1e-6, **options)
+    rng = np.random.default_rng(0)
+    for count in (1, 3):
+        feeds = {"image": rng.normal(size=(count, 3, size or count + 3, size or count + 3)).astype(np.float32)}
+        assert close(ran(model, feeds), ran(proto, feeds), 1e-5)
+    constant = [note for note in findings.notes if "constant" in note]
+    assert constant or not any(layer["then"] == "" for layer in made)
 
 
 def test_zeros_behind_a_gate() -> None:
