@@ -206,7 +206,7 @@ def collapsed(reference: Sequence[Outputs], candidate: Sequence[Outputs], *, pai
         own = float(np.mean(np.diag(cosines)))
         shuffled = max(float(np.mean(np.diag(np.roll(cosines, k, axis=1)))) for k in range(1, len(x)))
         if own <= 0.3:
-            reasons.append(f"output {name}: centred cosine with the original's is {own:.2f}, at most 0.3")
+            reasons.append(f"output {name}: centred cosine with the original's is {own:.2f}, must be above 0.3")
         elif own <= shuffled:
             reasons.append(f"output {name} fits other samples as well as its own ({shuffled:.2f} against {own:.2f})")
     return reasons

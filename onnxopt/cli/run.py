@@ -129,8 +129,8 @@ def show(report: Report, *, limited: bool) -> None:
     out.table(before_and_after(report), ("", "before", "after", ""))
     if report.deployed_drift is not None:
         typer.echo(f"drift (relative L2): {shown(report.drift)}, as deployed {shown(report.deployed_drift)}")
-        if report.deployed_drift > _LARGE_DRIFT and not limited and report.metric is None:
-            typer.echo(f"WARNING: {_unjudged(report.deployed_drift)}")
+        if not limited and (warning := _unjudged(report)) is not None:
+            typer.echo(f"WARNING: {warning}")
     if (memory := peak_memory(report)) is not None:
         typer.echo(f"peak memory: {memory}")
     for step in report.steps:
@@ -143,6 +143,8 @@ def show(report: Report, *, limited: bool) -> None:
             typer.echo(f"    declined {times}x: {reason}")
         if (more := len(reasons) - _REASONS) > 0:
             typer.echo(f"    and for {more} other reason{'s' * (more != 1)}, which the report names")
+        for note in step.notes:
+            typer.echo(f"    note: {note}")
     for note in report.notes:
         typer.echo(f"note: {note}")
 
@@ -154,8 +156,22 @@ _LARGE_DRIFT = 0.3
 """Above this the outputs are likely to say something else."""
 
 
-def _unjudged(drift: float) -> str:
-    """What to say of outputs that changed much, where nothing tells whether that is too much."""
+_LARGE_DROP = 0.05
+"""Above this a metric got worse than most would take."""
+
+
+def _unjudged(report: Report) -> str | None:
+    """What to say where much got worse and nothing tells whether that is too much."""
+    if report.metric is not None:
+        name, before, after, drop = (report.metric[key] for key in ("name", "before", "after", "drop"))
+        if not drop > _LARGE_DROP:
+            return None
+        return (
+            f"{name} went from {before:.4g} to {after:.4g}, and no limit says how far it may: give limits.metric_drop"
+        )
+    drift = report.deployed_drift or 0.0
+    if drift <= _LARGE_DRIFT:
+        return None
     much = f"by {drift:.0%} (relative L2)" if math.isfinite(drift) else "in size"
     return f"outputs changed {much} and nothing says whether that is too much: give --eval-data and --metric, or limits"
 

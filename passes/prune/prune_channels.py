@@ -97,6 +97,7 @@ class PruneChannels(Pass):
         if leaving:
             self._remove(channels, leaving, constants, free.units, findings)
             findings.measures |= _units(found, leaving)
+            findings.notes.append(_share(chosen, leaving))
         _explain(channels, found, findings, self.name)
         return findings
 
@@ -258,6 +259,12 @@ def _possible(channels: Channels, leaving: Sequence[Leaving]) -> list[Leaving]:
     able = set(channels.spared(unit for _, units in leaving for unit in units))
     kept = [(group, [unit for unit in units if unit in able]) for group, units in leaving]
     return [(group, units) for group, units in kept if units]
+
+
+def _share(chosen: Sequence[ChannelGroup], leaving: Sequence[Leaving]) -> str:
+    """How many units went, which rounding may make more or fewer than was asked for."""
+    before, lost = sum(len(group.units) for group in chosen), sum(len(units) for _, units in leaving)
+    return f"{lost} of {before} units went ({lost / before:.0%})"
 
 
 def _units(found: Sequence[ChannelGroup], leaving: Sequence[Leaving]) -> dict[str, int]:
