@@ -15,7 +15,7 @@ from onnxopt.analysis.axes.groups import UnitKind
 from onnxopt.analysis.axes.rules import REWRITES, key
 from onnxopt.analysis.axes.scoring import magnitudes
 from onnxopt.analysis.parameters import stored
-from onnxopt.errors import ContractViolation
+from onnxopt.errors import ContractViolation, RecipeError
 from onnxopt.globs import is_name, matches
 from onnxopt.model import Model
 from onnxopt.nodes import label
@@ -36,7 +36,7 @@ _ROUNDED = frozenset({"conv", "neurons", "residual"})
 _MOST = 0.9
 """Share of one group that a global threshold may take."""
 
-_REASONS = 8
+_REASONS = 3
 """Reasons to give where nothing can be pruned."""
 
 Leaving: TypeAlias = tuple[ChannelGroup, list[int]]
@@ -88,6 +88,8 @@ class PruneChannels(Pass):
         """Choose units, prove that they can go, remove them."""
         channels, findings = channel_ids(model), Findings()
         found = groups(channels)
+        if not any(len(group.units) > 1 for group in found):
+            raise RecipeError(f"{self.name}: nothing can be pruned: {_reasons(channels)}; leave the pass out")
         chosen = list(self._allowed(channels, found, context, findings))
         chosen = self._proven(channels, chosen, context, findings)
         constants = Constants(channels)
@@ -98,7 +100,7 @@ class PruneChannels(Pass):
             self._remove(channels, leaving, constants, free.units, findings)
             findings.measures |= _units(found, leaving)
             findings.notes.append(_share(chosen, leaving))
-        _explain(channels, found, findings, self.name)
+        _explain(channels, findings)
         return findings
 
     def _remove(
@@ -278,13 +280,14 @@ def _units(found: Sequence[ChannelGroup], leaving: Sequence[Leaving]) -> dict[st
     return measures
 
 
-def _explain(channels: Channels, found: Sequence[ChannelGroup], findings: Findings, rule: str) -> None:
-    """Say what no group holds, and why: where there is none, all of it; else what only lacks a rule."""
-    if not found:
-        for each in frozen(channels)[:_REASONS]:
-            why = f"{each.freeze.why} ({each.freeze.reason}): {each.parameters} parameters stay"
-            findings.decline(each.freeze.node, rule, why)
-        return
+def _reasons(channels: Channels) -> str:
+    """What keeps most parameters of a model of which nothing can go."""
+    told = [f"{each.freeze.why} ({each.freeze.reason}, {each.parameters} parameters)" for each in frozen(channels)]
+    return "; ".join(told[:_REASONS]) or "there is no layer between two others"
+
+
+def _explain(channels: Channels, findings: Findings) -> None:
+    """Say what only lacks a rule."""
     lost = lost_to(channels, "needs-rule")
     if lost:
         why = next((each.freeze.why for each in frozen(channels) if each.freeze.reason == "needs-rule"), "")
