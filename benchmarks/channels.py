@@ -113,9 +113,9 @@ def _left(path: Path, kinds: tuple[str, ...], *, inexact: bool) -> tuple[float, 
     model = _cleaned(prepared(path))
     inputs = model.signature.inputs
     sizes = {each.name: tuple(_size(*dim) for dim in enumerate(each.shape or ())) for each in inputs}
-    before = cost(model, infer(model, sizes))
+    before = cost(model, infer(model, sizes, thorough=True))
     PruneChannels(ratio=0.5, kinds=kinds, inexact=inexact, round_to=1).run(model, Unproven(model))  # type: ignore[arg-type]
-    after = cost(_cleaned(model), infer(model, sizes))
+    after = cost(_cleaned(model), infer(model, sizes, thorough=True))
     macs = 100 * after.macs / before.macs if before.macs and after.macs else float("nan")
     return 100 * after.params / before.params, macs
 

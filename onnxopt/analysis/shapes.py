@@ -95,11 +95,11 @@ class Shapes:
         return self._facts.get(found, _NOTHING) if found is not None else _NOTHING
 
 
-def infer(model: Model, sizes: Sizes | None = None, observed: Sizes | None = None) -> Shapes:
+def infer(model: Model, sizes: Sizes | None = None, observed: Sizes | None = None, *, thorough: bool = False) -> Shapes:
     """Find the shapes of a model's values. The model is not changed and no large weight is read.
 
     What holds, strongest first: a constant's own shape, what was observed, what onnx infers from the inputs (with
-    data propagation), what `symbols` finds where all inputs have sizes, what the model declares. Declared shapes of
+    data propagation), what `symbols` finds if that is asked for, what the model declares. Declared shapes of
     inner values and outputs count only where neither gives anything, for passes leave them stale; so outputs of
     operators that nobody knows are as declared, or unknown.
 
@@ -108,6 +108,8 @@ def infer(model: Model, sizes: Sizes | None = None, observed: Sizes | None = Non
         sizes: input name -> shape. A symbol of an input stands for the same size wherever it occurs; where two
             inputs disagree, each has its own size and the first one's goes elsewhere.
         observed: value name of the main graph -> shape in a real run, at the same sizes.
+        thorough: whether sizes that onnx's inference does not find are followed by `symbols`: what costs are
+            counted with.
     """
     observed = observed or {}
     main = tuple(_main_values(model))
@@ -116,7 +118,8 @@ def infer(model: Model, sizes: Sizes | None = None, observed: Sizes | None = Non
     given = {value.name or "": seen[value] for value in model.graph.inputs if value in seen}
     symbols, inputs, contradictions = _bind(model, {**given, **(sizes or {})})
     inferred, failure = _inference(model, values, inputs, seen, symbols)
-    inferred = _followed(model, inputs, main, inferred)
+    if thorough:
+        inferred = _followed(model, inputs, main, inferred)
     facts = {value: _settle(value, inferred.get(value, _NOTHING), seen.get(value), symbols) for value in values}
     for value, dims in inputs.items():
         tensor = isinstance(value.type, ir.TensorType)  # an input without a type: onnx-ir holds no map types

@@ -26,7 +26,7 @@ def inspect(path: Path, shapes: list[str], as_json: bool) -> None:
     """Print what is in a model."""
     model = load(path)
     sizes = output.parse_shapes(shapes)
-    found = describe(model, path, cost(model, infer(model, sizes)), _session(path))
+    found = describe(model, path, cost(model, infer(model, sizes, thorough=True)), _session(path))
     if as_json:
         output.show_json(found)
     else:
