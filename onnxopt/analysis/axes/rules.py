@@ -1,6 +1,6 @@
 """The registry of rules, one an operator, and what a rule gets to see and may say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -106,6 +106,14 @@ class Call:
     def unite(self, a: Axis, b: Axis, *, added: bool = False) -> None:
         """Position by position, two axes are of the same channels; `added`: see `Ledger.unite`."""
         united(self._engine.ledger, a, b, added=added, node=label(self.node))
+
+    def united(self, axes: Sequence[Axis], *, added: bool = False) -> Axis:
+        """One axis for several of the same channels: one that may lose entries, if any may; `added`: as in `unite`."""
+        chosen = next((axis for axis in axes if any(digit.live for digit in axis)), axes[0])
+        for axis in axes:
+            if axis is not chosen:
+                self.unite(chosen, axis, added=added)
+        return chosen
 
     def consume(self, index: int, place: int, axis: Axis, *, zero: int | None = None, inside: bool = False) -> None:
         """The operator sums over an axis of an input; `zero`, `inside`: see `Consumption`."""

@@ -26,7 +26,7 @@ def _einsum(call: Call) -> None:
             if axis:
                 found.setdefault(letter, []).append(axis)
                 holders.setdefault(letter, set()).add(index)
-    chosen = {letter: _united(call, axes) for letter, axes in found.items()}
+    chosen = {letter: call.united(axes) for letter, axes in found.items()}
     call.give(tuple(chosen.get(letter, ()) for letter in result))
     for letter, indices in holders.items():
         computed = [index for index in indices if not call.constant(index)]
@@ -35,14 +35,6 @@ def _einsum(call: Call) -> None:
         elif letter not in result:
             for index in sorted(indices):
                 call.consume(index, terms[index].index(letter), known[index][terms[index].index(letter)])
-
-
-def _united(call: Call, axes: Sequence[Axis]) -> Axis:
-    chosen = next((axis for axis in axes if any(digit.live for digit in axis)), axes[0])
-    for axis in axes:
-        if axis is not chosen:
-            call.unite(chosen, axis)
-    return chosen
 
 
 def parsed(equation: str, ranks: Sequence[int]) -> tuple[list[Letters], Letters]:

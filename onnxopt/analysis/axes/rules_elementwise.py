@@ -79,8 +79,4 @@ def _combined(call: Call, axes: Sequence[Axis], added: bool) -> Axis:
     present = [axis for axis in axes if axis]
     if not present:
         return ()
-    chosen = next((axis for axis in present if any(digit.live for digit in axis)), present[0])
-    for axis in present:
-        if axis is not chosen:
-            call.unite(chosen, axis, added=added)
-    return chosen
+    return call.united(present, added=added)

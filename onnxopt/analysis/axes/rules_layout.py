@@ -58,17 +58,9 @@ def concatenated(call: Call, given: Sequence[Axes | None]) -> None:
         return
     rank = len(known[0])
     place = normalized(call.integer("axis", 0), rank)
-    axes = [_same(call, [each[at] for each in known]) if at != place else () for at in range(rank)]
+    axes = [call.united([each[at] for each in known]) if at != place else () for at in range(rank)]
     axes[place] = _beside(call, [each[place] for each in known], place)
     call.give(tuple(axes))
-
-
-def _same(call: Call, axes: list[Axis]) -> Axis:
-    chosen = next((axis for axis in axes if any(digit.live for digit in axis)), axes[0])
-    for axis in axes:
-        if axis is not chosen:
-            call.unite(chosen, axis)
-    return chosen
 
 
 def _beside(call: Call, axes: list[Axis], place: int) -> Axis:
