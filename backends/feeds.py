@@ -126,8 +126,21 @@ def to_numpy(value: ort.OrtValue) -> Any:
     """A tensor's OrtValue as numpy (ml_dtypes' types for bfloat16 and float8); None for an empty optional."""
     if not value.has_value():
         return None
-    if not is_raw(value.data_type()):
+    return viewed(value).copy() if is_raw(value.data_type()) else value.numpy()
+
+
+def viewed(value: ort.OrtValue) -> Any:
+    """A tensor's numbers where the runtime holds them, without a copy: valid as long as the OrtValue is.
+
+    Strings are copied. What is no tensor is given as `to_numpy` gives it.
+    """
+    if not value.has_value() or not value.is_tensor():
+        return to_numpy(value)
+    dtype = _numpy_dtype(value.data_type())
+    if dtype is None or dtype.kind == "O":
         return value.numpy()
-    _, dtype = _RAW[value.data_type()]
-    buffer = (ctypes.c_char * (math.prod(value.shape()) * dtype.itemsize)).from_address(value.data_ptr())
-    return np.frombuffer(buffer, np.uint8).view(dtype).reshape(value.shape()).copy()
+    shape = value.shape()
+    if not math.prod(shape):
+        return np.empty(shape, dtype)
+    buffer = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(value.data_ptr())
+    return np.frombuffer(buffer, np.uint8).view(dtype).reshape(shape)

@@ -178,3 +178,21 @@ def run(session: ort.InferenceSession, values: Mapping[str, Any]) -> dict[str, A
         ModelError: ONNX Runtime found no memory.
     """
     return bind(session, values)()
+
+
+def run_raw(
+    session: ort.InferenceSession, values: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, ort.OrtValue]:
+    """Some outputs of `session` as the runtime holds them, to be looked at one after the other (`feeds.viewed`).
+
+    Raises:
+        DataError, ModelError: see `run`.
+    """
+    prepared = {name: feeds.to_ort(value) for name, value in feeds.prepare(session, values).items()}
+    quiet = ort.RunOptions()
+    quiet.log_severity_level = _QUIET
+    try:
+        results = session.run_with_ort_values(list(names), prepared, quiet)
+    except Exception as error:
+        raise diagnosis.run_error(error) from error
+    return dict(zip(names, results, strict=True))

@@ -113,6 +113,12 @@ def _with_inner_protos(proto: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
                 yield from _with_inner_protos(node)
 
 
+def sparse_initializers(scope: Scope) -> dict[str, onnx.SparseTensorProto]:
+    """The sparse initializers of a graph by name; their readers find a value without producer and tensor."""
+    tensors: list[onnx.SparseTensorProto] = scope.meta.get(_KEY, ([], {}))[0]
+    return {tensor.values.name: tensor for tensor in tensors}
+
+
 def training_names(model: ir.Model) -> frozenset[str]:
     """Names that the training info uses: those of main graph values among them must not go."""
     infos: list[onnx.TrainingInfoProto] = model.meta.get(_KEY, [])

@@ -1,7 +1,7 @@
 """What the pipeline hands to a pass: analyses of the model as it is now, storage, a session, random numbers."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,10 +15,15 @@ from onnxopt.analysis.shapes import Shapes, infer
 from onnxopt.backends.jobs import evaluate_bytes
 from onnxopt.backends.target import Target
 from onnxopt.backends.worker import Worker
+from onnxopt.calibration.engine import Calibration
+from onnxopt.calibration.probing import Probe
+from onnxopt.calibration.staging import Stages
+from onnxopt.data import Dataset
 from onnxopt.edit import as_tensor
 from onnxopt.model import Model
 from onnxopt.overrides import Override, merged
 from onnxopt.serialization import to_proto
+from onnxopt.statistics import Collected, Side, Stat
 from onnxopt.variants import Feed, Variants
 from onnxopt.workdir import WorkDir
 
@@ -37,6 +42,8 @@ class RunContext:
         sizes: input name -> shape of the first sample: what dynamic axes are for shapes and cost.
         observed: value name -> shape in a real run, where inference does not reach.
         sample: gives the input that variants are compared on; None, or where it gives None: a small random one.
+        calibration: what statistics are collected on; None: no pass may ask for any.
+        memory: bytes for statistics; None: a quarter of what is free.
     """
 
     def __init__(
@@ -52,6 +59,8 @@ class RunContext:
         seed: int = 0,
         progress: Progress | None = None,
         sample: Callable[[], Feed | None] | None = None,
+        calibration: Dataset | None = None,
+        memory: int | None = None,
     ) -> None:
         self._model = model
         self._worker = worker
@@ -63,6 +72,8 @@ class RunContext:
         self._cache: dict[str, tuple[Model, int, Any]] = {}
         folder = None if workdir is None else workdir.folder
         self._variants = Variants(folder, worker, sample=sample, known=self._sizes)
+        scratch = None if workdir is None else workdir.scratch
+        self.calibration = Calibration(calibration, scratch, worker, memory, self.progress)
         self.target = target or Target(name="cpu")
         self.rng = np.random.default_rng(seed)
 
@@ -114,6 +125,30 @@ class RunContext:
     def drift(self, before: Model, after: Model) -> float | None:
         """See `passing.Context.drift`."""
         return self._variants.drift(before, after)
+
+    @property
+    def samples(self) -> int:
+        """See `passing.Context.samples`."""
+        return self.calibration.samples
+
+    def collect(self, stats: Iterable[Stat[Any]]) -> Collected:
+        """See `passing.Context.collect`."""
+        return self.calibration.collect(self._model, stats)
+
+    def stages(
+        self, cuts: Sequence[str] | None = None, *, most_bytes: int | None = None,
+        sides: Sequence[Side] = ("dense", "current"),
+    ) -> Stages:  # fmt: skip
+        """See `passing.Context.stages`."""
+        return self.calibration.stages(self._model, cuts, most_bytes, sides)
+
+    def probe(self, samples: int) -> Probe:
+        """See `passing.Context.probe`."""
+        return self.calibration.probe(self._model, samples)
+
+    def times(self, models: Sequence[Model]) -> list[float] | None:
+        """See `passing.Context.times`."""
+        return self._variants.times(models)
 
     def overrides(self, name: str) -> Mapping[str, Any]:
         """See `passing.Context.overrides`."""

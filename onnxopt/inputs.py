@@ -13,8 +13,8 @@ from onnxopt.analysis.index_bounds import index_bounds
 from onnxopt.backends.jobs import run_batches
 from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.worker import Worker
-from onnxopt.data import Batch, Dataset, fitting, open_data, synthetic
-from onnxopt.data.validate import describe, fits, nearest
+from onnxopt.data import Batch, Dataset, fitting, likely_masks, open_data, synthetic
+from onnxopt.data.validate import MASK, describe, fits, listed, nearest
 from onnxopt.errors import DataError, OnnxOptError
 from onnxopt.model import Model, Signature
 from onnxopt.recipe import Recipe
@@ -109,10 +109,11 @@ def gather(
         RecipeError: code that is not allowed.
     """
     _check_shapes(model.signature, shapes or {})
-    calibration = _opened(model, data, recipe.data.calibration, shapes, allow_code)
-    evaluated = _opened(model, evaluation, recipe.data.evaluation, shapes, allow_code)
+    calibration = _opened(model, data, recipe.data.calibration, recipe.data.mask, shapes, allow_code)
+    evaluated = _opened(model, evaluation, recipe.data.evaluation, None, shapes, allow_code)
     source = calibration or evaluated
     notes = [f"{d.name}: {note}" for d in (calibration, evaluated) if d for note in d.notes]
+    notes += _mask_notes(calibration, recipe.data.mask)
     if source is None:
         rng = np.random.default_rng(recipe.seed)
         source = synthetic(model.signature, shapes, index_bounds(model), recipe.verify.samples, rng)
@@ -134,8 +135,9 @@ def gather(
 
 
 def _opened(
-    model: Model, given: Any, of_recipe: str | None, shapes: Mapping[str, tuple[int, ...]] | None, allow_code: bool
-) -> Dataset | None:
+    model: Model, given: Any, of_recipe: str | None, mask: str | None, shapes: Mapping[str, tuple[int, ...]] | None,
+    allow_code: bool,
+) -> Dataset | None:  # fmt: skip
     """The data that were given, else those that the recipe names; None where there are neither."""
     spec = of_recipe if given is None else given
     if spec is None:
@@ -143,7 +145,24 @@ def _opened(
     if isinstance(spec, str) and not spec:
         raise DataError("data: an empty name; give an .npz, a folder of .npz, module:function or synthetic")
     allowed = allow_code or given is not None
-    return open_data(spec, model.signature, allow_code=allowed, shapes=shapes, bounds=index_bounds(model))
+    bounds = index_bounds(model)
+    return open_data(spec, model.signature, allow_code=allowed, mask=mask, shapes=shapes, bounds=bounds)
+
+
+def _mask_notes(calibration: Dataset | None, mask: str | None) -> list[str]:
+    """Where padding may count because no mask is named, or a mask is named for nothing."""
+    if calibration is None or calibration.is_synthetic:
+        return [f"the padding mask {mask!r} is not used: there are no calibration data"] if mask is not None else []
+    if calibration.mask is not None:
+        return []
+    notes = []
+    if calibration.mask_names:
+        aside = listed([MASK + name for name in calibration.mask_names])
+        notes.append(f"{aside} not looked at: to leave padding out of statistics, name a mask as data.mask")
+    if likely := likely_masks(calibration):
+        which = "input" if len(likely) == 1 else "inputs"
+        notes.append(f"nothing but 0 and 1 in {which} {listed(likely)}: if that marks padding, name it as data.mask")
+    return [f"{calibration.name}: {note}" for note in notes]
 
 
 def resized(inputs: Inputs, model: Model, recipe: Recipe, runs: Callable[[Feed], bool]) -> Inputs | None:

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -21,6 +21,7 @@ from onnxopt.discovery import pass_names
 from onnxopt.errors import Declined, OnnxOptError, RecipeError
 from onnxopt.model import Model
 from onnxopt.nodes import label
+from onnxopt.statistics import Collected, Side, Stat
 
 Phase = Literal["clean", "structure", "transform", "quantize", "lower"]
 PHASES: tuple[Phase, ...] = ("clean", "structure", "transform", "quantize", "lower")
@@ -126,6 +127,42 @@ class Target(Protocol):
     def max_opset(self) -> int | None: ...
 
 
+class Stage(Protocol):
+    """A part of the model between two values that all data pass through."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]: ...
+
+    def collect(self, stats: Iterable[Stat[Any]]) -> Collected:
+        """Statistics of values in this stage, of the model as it is now, as it was, or of both together."""
+        ...
+
+    def close(self) -> None:
+        """Go on with the stage as it is now; without it the next stage does so."""
+        ...
+
+
+class Probe(Protocol):
+    """The outputs of a model on calibration samples, for comparing variants with it."""
+
+    def distortion(self, variant: Model) -> float:
+        """Squared error of the variant's outputs, relative to how much the model's own vary; infinite with NaN."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the files."""
+        ...
+
+
+class Stages(Protocol):
+    """The stages of a model, in the order in which they run."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Stage]: ...
+
+
 class Context(Protocol):
     """What a pass may ask for. Analyses are of the model as it is now, cached per revision."""
 
@@ -159,6 +196,55 @@ class Context(Protocol):
         the second does not run, or its outputs have other types or sizes. The input is the first calibration sample,
         without data the smallest random one on which the first runs and its outputs depend. None where nothing can
         be told: the first does not run, there is no memory for its session, or its outputs never change.
+        """
+        ...
+
+    @property
+    def samples(self) -> int:
+        """How many calibration samples there are; 0: the run has no calibration data."""
+        ...
+
+    def collect(self, stats: Iterable[Stat[Any]]) -> Collected:
+        """Statistics of values of the model as it is now, on all calibration samples.
+
+        As many in one pass over the data as memory allows. What was collected before, by whatever pass, is not
+        collected again as long as nothing upstream of the value has changed.
+
+        Raises:
+            DataError: no calibration data; NaN or infinity (names tensor and sample); a statistic that needs more
+                memory than there is. What has no result by itself says so when it is asked for (`Collected.why`).
+        """
+        ...
+
+    def stages(
+        self, cuts: Sequence[str] | None = None, *, most_bytes: int | None = None, sides: Sequence[Side] = ...
+    ) -> Stages:
+        """The model stage by stage, for calibration in which a layer sees what edits before it have left.
+
+            for stage in context.stages():
+                found = stage.collect([cross_gram(linear), gram(linear)])
+                ...edits of nodes of this stage...
+                stage.close()
+
+        Args:
+            cuts: names of the values between stages; None: those that all data pass through, about one a block.
+            most_bytes: join stages while their weights are fewer bytes; None: as small as they are.
+            sides: current alone, or also dense: the model as it is when the run begins.
+        """
+        ...
+
+    def probe(self, samples: int) -> Probe:
+        """What tells how far variants are from the model as it is now, on so many calibration samples.
+
+        Raises:
+            DataError: no calibration data, or the model has no output of real numbers.
+        """
+        ...
+
+    def times(self, models: Sequence[Model]) -> list[float] | None:
+        """Median seconds of variants at the first sample's sizes, measured in turn as they are deployed.
+
+        None where there is no worker to measure in, or no room for the sessions.
         """
         ...
 

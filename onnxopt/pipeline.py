@@ -126,6 +126,7 @@ class _Run:
             self.original, worker=self.worker, workdir=self.workdir, target=self.recipe.target,
             overrides=self.recipe.overrides, sizes=inputs.sizes, progress=self._progress_inside,
             observed=self.measuring.observe(self.original, self.workdir.folder), sample=inputs.sample,
+            calibration=inputs.calibration, memory=self.settings.memory,
         )  # fmt: skip
         before = facts(self.original, self.context.cost, self.path, self.digests["model"])
         model, first = self._start()
@@ -220,6 +221,7 @@ class _Run:
             declined[part.name] = found.declined  # what an earlier round declined may be done by now
             if alone is not None and found.changed and (touched := alone.touched(model)) is not None:
                 raise ContractViolation(f"pass {part.name} touched {touched}; an override skips it")
+        findings.notes += self.context.calibration.notes()
         findings.declined = [refusal for each in declined.values() for refusal in each]
         if findings.changed and self.verifier.unverified is not None:
             rewrites = self._compare_states(pass_, model)

@@ -29,6 +29,8 @@ class DataConfig(_Part):
     calibration: str | None = Field(None, description="data that passes may look at")
     evaluation: str | None = Field(None, description="data that only limits and reports look at")
     metric: MetricConfig | None = Field(None, description="a metric's name, or {kind, output, label, ...}")
+    mask: str | None = Field(None, min_length=1, description="padding mask of calibration data: an input, or NAME of "
+                             "an array mask/NAME; 1 counts, 0 is padding")  # fmt: skip
 
 
 class Verify(_Part):
@@ -78,7 +80,10 @@ def read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"recipe {path} must be a mapping with the key 'passes'")
     settle_shorthands(content)
     if isinstance(content.get("data"), Mapping):
-        content["data"] = {key: _beside(value, path.parent) for key, value in content["data"].items()}
+        content["data"] = {
+            key: _beside(value, path.parent) if key in ("calibration", "evaluation") else value
+            for key, value in content["data"].items()
+        }
     return content
 
 

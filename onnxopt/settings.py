@@ -1,8 +1,12 @@
 """How a run is carried out, as opposed to what it does: that is the recipe's."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from onnxopt.errors import RecipeError
+from onnxopt.validating import short
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Settings:
         accept_loss: keep what the collapse guard refuses.
         reproduce: on a violation, leave a minimal model that shows it in this folder.
         shapes: input name -> shape for dynamic axes; else the first sample's.
+        memory: bytes for statistics of calibration data; None: a share of what is free.
     """
 
     report: Path | None = None
@@ -38,7 +43,31 @@ class Settings:
     reproduce: Path | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None
     threads: int | None = None
+    memory: int | None = None
     progress: Callable[[Progress], None] | None = None
 
 
 DEFAULT = Settings()
+
+_BYTES = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?(?:([KMGT])(?:iB)?|B)?", re.ASCII | re.IGNORECASE)
+
+
+def parse_bytes(value: int | str, where: str) -> int:
+    """An amount of memory: bytes, or a text like `512M`, `1.5GiB` (powers of 1024).
+
+    Args:
+        value: as it was given.
+        where: what messages call it.
+
+    Raises:
+        RecipeError: it is none, or less than a byte.
+    """
+    if isinstance(value, str) and (found := _BYTES.fullmatch(value.strip())):
+        count = int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
+    else:
+        count = value if isinstance(value, int) and not isinstance(value, bool) else 0
+    if count < 1:
+        raise RecipeError(
+            f"{where}: must be bytes, or a number with K, M, G or T behind it like 2G, not {short(value)}"
+        )
+    return count

@@ -4,7 +4,7 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
@@ -16,7 +16,7 @@ from onnxopt import comparing
 from onnxopt.analysis.index_bounds import index_bounds
 from onnxopt.analysis.parameters import stored_bytes
 from onnxopt.backends import machine
-from onnxopt.backends.jobs import drop_sessions, run_afresh, run_batches
+from onnxopt.backends.jobs import drop_sessions, latency, run_afresh, run_batches
 from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.worker import Worker
 from onnxopt.chance import Seeded, seeded
@@ -117,6 +117,30 @@ class Variants:
                 self.why = _told(error, folder)
                 logger.info("a variant does not run: %s", self.why)
                 return inf
+
+    def times(self, models: Sequence[Model], seconds: float = 2.0) -> list[float] | None:
+        """Median seconds of one run of each variant as deployed, in turn, at the known sizes.
+
+        None where there is no worker, no room, no input on which the first runs, or where one does not run.
+        """
+        if self._worker is None:
+            return None
+        with self._place() as folder:
+            try:
+                paths = [folder / f"drift-{at}.onnx" for at in range(len(models))]
+                for path, model in zip(paths, models, strict=True):
+                    if not machine.has_room(len(models) * machine.session_bytes(stored_bytes(model))):
+                        return None
+                    model.save(path)
+                if self._sample is None or (feed := self._sample()) is None:
+                    rng = np.random.default_rng(0)
+                    signature = models[0].signature
+                    feed = synthetic(signature, self._known, index_bounds(models[0]), 1, rng).first().feeds
+                found = self._worker.call(latency, [str(path) for path in paths], dict(feed), seconds)
+            except OnnxOptError as error:
+                self.why = _told(error, folder)
+                return None
+            return [each.p50 for each in found]
 
     def _apart(self, before: Model, first: Seeded, second: Seeded, outputs: Outputs) -> float | None:
         """The drift on the input; where it is large, what is left of it beside noise, and on other inputs.

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _STATE = "state.json"
 _MARK = ".onnxopt-work"
 _LOCK = ".lock"
+_SCRATCH = "scratch"
 
 
 class WorkDirError(OnnxOptError):
@@ -50,6 +51,11 @@ class WorkDir:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what only this process needs: gone when the work folder is closed, and when it is opened."""
+        return self.folder / _SCRATCH
 
     @property
     def done(self) -> list[dict[str, Any]]:
@@ -115,6 +121,7 @@ class WorkDir:
 
     def close(self) -> None:
         """Let another run have the folder."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
         self._lock.release()
 
     def remove(self) -> None:
@@ -132,6 +139,7 @@ class WorkDir:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / _MARK).touch()
             self._lock = Lock(self.folder / _LOCK)
+            shutil.rmtree(self.scratch, ignore_errors=True)
         except Held as held:
             who = "another run" if held.pid is None else f"another run (pid {held.pid})"
             raise RecipeError(f"{who} uses the work folder {self.folder}; wait for it, or name another one") from held

@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 import onnxopt
-from onnxopt import ContractViolation, DataError, ModelError, RecipeError
+from onnxopt import ContractViolation, DataError, ModelError, RecipeError, pipeline
 from onnxopt.models.builders import Sketch
 from onnxopt.passing import make
+from onnxopt.settings import Settings
 
 ROWS = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
 QUANTIZE = {"quantize-weights": {"bits": 4, "min_elements": 1}}
@@ -100,6 +101,26 @@ def test_progress() -> None:
     seen: list[str] = []
     onnxopt.optimize(tiny(), ["clean"], verify="structure", progress=lambda progress: seen.append(progress.name))
     assert seen[-2:] == ["clean", "measuring and writing"]
+
+
+def test_mask_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    run = pipeline.run
+
+    def recorded(*given: Any, settings: Settings, **options: Any) -> Any:
+        seen.append(settings.memory)
+        return run(*given, settings=settings, **options)
+
+    monkeypatch.setattr(pipeline, "run", recorded)
+    data = {"x": ROWS, "mask/real": np.arange(40) % 2}
+    for passes, memory in ((["clean"], "2G"), ({"passes": ["clean"], "data": "none.npz"}, 2**20)):
+        result = onnxopt.optimize(tiny(), passes, data=data, mask="real", memory=memory, verify="structure")
+        assert result.report.recipe["data"]["mask"] == "real"
+    assert seen == [2**31, 2**20]
+    with pytest.raises(RecipeError, match="memory: must be bytes"):
+        onnxopt.optimize(tiny(), ["clean"], memory="lots")
+    with pytest.raises(DataError, match="did you mean 'real'"):
+        onnxopt.optimize(tiny(), ["clean"], data=data, mask="rael")
 
 
 def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

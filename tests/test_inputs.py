@@ -8,6 +8,7 @@ import pytest
 
 from onnxopt import inputs, load, recipe
 from onnxopt.backends.worker import Worker
+from onnxopt.errors import DataError
 from onnxopt.model import Model
 from onnxopt.models.builders import Sketch
 
@@ -80,3 +81,60 @@ def test_the_first_calibration_sample(long: Path) -> None:
     assert gathered(model, "synthetic").sample() is None
     judged = inputs.gather(model, RECIPE, None, arrays, None, allow_code=False)
     assert judged.sample() is None, "passes see no evaluation data"
+
+
+@pytest.fixture
+def padded() -> Model:
+    """A model of token ids and which of them are real: [batch, tokens]."""
+    sketch = Sketch()
+    ids, real = (sketch.input(name, ["n", "t"], onnx.TensorProto.INT64) for name in ("ids", "real"))
+    sketch.output(sketch.node("Mul", ids, real, outputs=["y"]), ["n", "t"], onnx.TensorProto.INT64)
+    return load(sketch.model())
+
+
+IDS = np.arange(40).reshape(10, 4)
+REAL = np.arange(4) <= np.arange(10)[:, None] % 4
+
+
+def of_masks(model: Model, data: object, mask: str | None = None) -> tuple[inputs.Inputs, list[str]]:
+    """What a run gets, and its notes that speak of masks."""
+    made = recipe.build({"passes": ["clean"], "data": {"mask": mask} if mask else {}})
+    given = inputs.gather(model, made, data, data if isinstance(data, dict) else None, None, allow_code=False)
+    return given, [note for note in given.notes if "mask" in note]
+
+
+def test_what_may_be_padding_is_told(padded: Model) -> None:
+    arrays = {"ids": IDS, "real": REAL.astype(int)}
+    given, notes = of_masks(padded, arrays)
+    assert notes == ["data: nothing but 0 and 1 in input 'real': if that marks padding, name it as data.mask"]
+    assert given.calibration is not None
+    assert given.calibration.first().mask is None
+    assert of_masks(padded, {"ids": IDS, "real": np.ones_like(IDS)})[1] == []
+    assert of_masks(padded, "synthetic")[1] == []
+    assert of_masks(padded, arrays | {"mask/pad": REAL})[1] == [
+        "data: 'mask/pad' not looked at: to leave padding out of statistics, name a mask as data.mask", *notes
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", ["real", "pad"])
+def test_the_mask_is_the_calibration_data_s(padded: Model, mask: str) -> None:
+    given, notes = of_masks(padded, {"ids": IDS, "real": REAL.astype(int), "mask/pad": REAL}, mask)
+    assert notes == []
+    assert given.calibration is not None
+    assert given.evaluation is not None
+    assert (given.calibration.mask, given.evaluation.mask) == (mask, None)
+    assert given.calibration.samples == 8
+    for batch in given.calibration.batches():
+        assert batch.mask is not None
+        np.testing.assert_array_equal(batch.mask, batch.feeds["real"] == 1)
+    assert given.digest() != of_masks(padded, {"ids": IDS, "real": REAL.astype(int), "mask/pad": REAL})[0].digest()
+
+
+@pytest.mark.parametrize("data", [None, "synthetic"])
+def test_a_mask_for_nothing_is_told(padded: Model, data: object) -> None:
+    assert of_masks(padded, data, "pad")[1] == ["the padding mask 'pad' is not used: there are no calibration data"]
+
+
+def test_a_mask_that_is_not_there(padded: Model) -> None:
+    with pytest.raises(DataError, match=r"'paid' is neither an input of the model nor .* did you mean 'pad'"):
+        of_masks(padded, {"ids": IDS, "real": IDS, "mask/pad": REAL}, "paid")

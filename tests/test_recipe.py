@@ -75,6 +75,15 @@ def test_data_are_looked_for_beside_the_file(tmp_path: Path, monkeypatch: pytest
     assert recipe.read(Path("sub/r.yaml"))["data"] == {"calibration": "sub/near.npz"}
 
 
+def test_a_mask_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "pad").mkdir()
+    (tmp_path / "r.yaml").write_text("data: {calibration: x.npz, mask: pad}\npasses: [clean]\n")
+    content = recipe.read(tmp_path / "r.yaml")
+    made = recipe.build(content)
+    assert (content["data"]["mask"], made.data.mask, made.resolved()["data"]["mask"]) == ("pad", "pad", "pad")
+    assert "mask" not in recipe.build({"data": "x.npz"}).resolved()["data"]
+
+
 @pytest.mark.parametrize("text", ["a: 1\na: 2", "data: {calibration: x, calibration: y}", "- {a: 1, a: 2}"])
 def test_a_key_may_stand_once(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.yaml").write_text(text)

@@ -43,6 +43,7 @@ def run(
     data: options.Data = None,
     eval_data: options.EvalData = None,
     metric: options.Metric = None,
+    mask: options.Mask = None,
     target: options.Target = None,
     verify: options.Verify = None,
     set_: options.Set = None,
@@ -58,6 +59,7 @@ def run(
     force_order: options.ForceOrder = False,
     shape: Shapes = None,
     threads: Threads = None,
+    memory: options.Memory = None,
     quiet: options.Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -65,9 +67,9 @@ def run(
     from onnxopt.cli import run as command
 
     command.run(command.Arguments(
-        model, output, recipe, passes or [], data, eval_data, metric, target, verify, set_ or [], report, work, resume,
-        dry_run, on_violation, accept_loss, allow_code, if_changed, reproduce, force_order, shape or [], threads, quiet,
-        as_json,
+        model, output, recipe, passes or [], data, eval_data, metric, mask, target, verify, set_ or [], report, work,
+        resume, dry_run, on_violation, accept_loss, allow_code, if_changed, reproduce, force_order, shape or [],
+        threads, memory, quiet, as_json,
     ))  # fmt: skip
 
 

@@ -36,6 +36,12 @@ EvalData: TypeAlias = Annotated[
 Metric: TypeAlias = Annotated[
     str | None, typer.Option("--metric", help="metric: a name, or YAML like {kind: topk, k: 5}")
 ]
+Mask: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--mask", metavar="NAME", help="padding mask of calibration data (1 counts): an input, or array mask/NAME"
+    ),
+]
 Target: TypeAlias = Annotated[str | None, typer.Option("--target", help="portable, cpu, cuda, or YAML of a profile")]
 Verify: TypeAlias = Annotated[str | None, typer.Option("--verify", help="full, sample or structure")]
 Set: TypeAlias = Annotated[
@@ -54,6 +60,9 @@ AllowCode: TypeAlias = Annotated[bool, typer.Option("--allow-code", help="let a 
 IfChanged: TypeAlias = Annotated[bool, typer.Option("--if-changed", help="do nothing when the output is up to date")]
 Reproduce: TypeAlias = Annotated[
     bool, typer.Option("--reproduce", help="on a violation, leave a minimal model that shows it")
+]
+Memory: TypeAlias = Annotated[
+    str | None, typer.Option("--memory", metavar="SIZE", help="memory for statistics of calibration data, e.g. 2G")
 ]
 ForceOrder: TypeAlias = Annotated[bool, typer.Option("--force-order", help="run passes in the order given")]
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")]

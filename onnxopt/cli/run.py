@@ -25,7 +25,7 @@ from onnxopt.publish import report_name
 from onnxopt.reading import digest
 from onnxopt.recipe import Recipe
 from onnxopt.report import Report, versions
-from onnxopt.settings import Settings
+from onnxopt.settings import Settings, parse_bytes
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Arguments:
     data: str | None
     eval_data: str | None
     metric: str | None
+    mask: str | None
     target: str | None
     verify: str | None
     set_: list[str]
@@ -54,6 +55,7 @@ class Arguments:
     force_order: bool
     shape: list[str]
     threads: int | None
+    memory: str | None
     quiet: bool
     as_json: bool
 
@@ -61,6 +63,7 @@ class Arguments:
 def run(given: Arguments) -> None:
     """Run, then print the report's summary (or its JSON)."""
     made, allow_code = build_recipe(given)
+    memory = None if given.memory is None else parse_bytes(given.memory, "--memory")
     if given.if_changed and _up_to_date(given, made, allow_code):
         if not given.quiet:
             typer.echo(f"{given.output} is up to date")
@@ -71,7 +74,8 @@ def run(given: Arguments) -> None:
     with progress(silent=given.quiet or given.as_json) as tell:
         settings = Settings(
             report=given.report, work=given.work, resume=given.resume, accept_loss=given.accept_loss,
-            allow_code=allow_code, shapes=out.parse_shapes(given.shape), threads=given.threads, progress=tell,
+            allow_code=allow_code, shapes=out.parse_shapes(given.shape), threads=given.threads, memory=memory,
+            progress=tell,
             reproduce=given.output.with_name(f"{given.output.name}.reproduce") if given.reproduce else None,
         )  # fmt: skip
         result = pipeline.run(
@@ -95,11 +99,14 @@ def build_recipe(given: Arguments) -> tuple[Recipe, bool]:
     for key, text in (("target", given.target), ("verify", given.verify), ("on_violation", given.on_violation)):
         if text is not None:
             content[key] = recipe.yaml_value(text, f"--{key.replace('_', '-')}")
+    of_data: dict[str, Any] = {} if given.mask is None else {"mask": given.mask}
     if given.metric is not None:
+        of_data["metric"] = recipe.yaml_value(given.metric, "--metric")
+    if of_data:
         data = content.get("data") or {}
         if not isinstance(data, dict):
             raise RecipeError(f"data: must be a mapping, not {data!r}")
-        content["data"] = {**data, "metric": recipe.yaml_value(given.metric, "--metric")}
+        content["data"] = {**data, **of_data}
     recipe.settle_shorthands(content)
     for assignment in given.set_:
         recipe.set_value(content, assignment)

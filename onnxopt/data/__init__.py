@@ -2,7 +2,8 @@
 
 from onnxopt.data.code import is_function, load_function
 from onnxopt.data.dataset import Batch, Dataset
+from onnxopt.data.masks import likely_masks
 from onnxopt.data.specs import open_data
 from onnxopt.data.synthetic import fitting, synthetic
 
-__all__ = ["Batch", "Dataset", "fitting", "is_function", "load_function", "open_data", "synthetic"]
+__all__ = ["Batch", "Dataset", "fitting", "is_function", "likely_masks", "load_function", "open_data", "synthetic"]

@@ -1,16 +1,16 @@
 """Where the samples are: how an array of samples is cut into batches, and how many samples a batch holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from onnxopt.data.archive import Array, Header
-from onnxopt.data.validate import LABEL, describe
+from onnxopt.data.validate import ASIDE, MASK, describe
 from onnxopt.errors import DataError
 from onnxopt.model import Signature, ValueInfo
 
 Mode = Literal["rows", "row", "whole"]
-"""How an input gets its feed from its array: some rows, one row without its first axis, all of it every time."""
+"""How a batch gets its part of an array: some rows, one row without its first axis, all of it every time."""
 
 BATCH_SIZE = 8
 """Rows per batch where the model leaves that open."""
@@ -23,7 +23,7 @@ class Layout:
     Attributes:
         samples: samples that are fed.
         batch: samples per batch; the last may be shorter.
-        modes: input name -> mode.
+        modes: name of an input or a mask -> mode.
         dropped: samples at the end that do not fill the model's fixed batch.
     """
 
@@ -51,7 +51,7 @@ def plan(signature: Signature, headers: Mapping[str, Header], batch_size: int | 
 
     Args:
         signature: the model's.
-        headers: shapes of all inputs' arrays and of the labels (`label/NAME`).
+        headers: shapes of all inputs' arrays, of the labels (`label/NAME`) and of masks (`mask/NAME`).
         batch_size: samples per batch where the model's is symbolic; None: 8.
         where: what messages call the data.
 
@@ -62,7 +62,7 @@ def plan(signature: Signature, headers: Mapping[str, Header], batch_size: int | 
     infos = [info for info in signature.inputs if info.name in headers]
     modes: dict[str, Mode] = {info.name: _mode(info, headers[info.name], where) for info in infos}
     counts = {name: headers[name].shape[0] for name, mode in modes.items() if mode != "whole"}
-    counts |= {name: (*header.shape, 0)[0] for name, header in headers.items() if name.startswith(LABEL)}
+    counts |= {name: (*header.shape, 0)[0] for name, header in headers.items() if name.startswith(ASIDE)}
     samples = _agreed(counts, where)
     fixed = {i.name: i.shape[0] for i in infos if modes[i.name] == "rows" and i.shape and isinstance(i.shape[0], int)}
     by_row = "row" in modes.values() or "rows" not in modes.values()
@@ -70,6 +70,9 @@ def plan(signature: Signature, headers: Mapping[str, Header], batch_size: int | 
     dropped = samples % batch if fixed else 0
     if dropped == samples:
         raise DataError(f"{where}: {samples} samples do not fill one batch of the model's {batch}")
+    by_feed = [headers[name].shape for name, mode in modes.items() if mode == "row"]
+    masks = {name: headers[name].shape for name in headers if name.startswith(MASK) and name not in modes}
+    modes |= {name: _mask_mode(shape, by_feed) for name, shape in masks.items()}
     return Layout(samples - dropped, batch, modes, dropped)
 
 
@@ -85,6 +88,12 @@ def _mode(info: ValueInfo, header: Header, where: str) -> Mode:
         f"{where}: input {info.name!r} takes {describe(info)}, the data are {list(header.shape)}; "
         "give samples along the first axis"
     )
+
+
+def _mask_mode(shape: tuple[int, ...], by_feed: Sequence[tuple[int, ...]]) -> Mode:
+    """A mask is fed row by row where it looks like an input that is, up to some axis behind the first."""
+    rank = len(shape)
+    return "row" if rank > 1 and any(other[:rank] == shape for other in by_feed) else "rows"
 
 
 def _agreed(counts: Mapping[str, int], where: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from onnxopt.data.archive import Archive, Array, NpzArchive, Reader
 from onnxopt.data.code import load_function
 from onnxopt.data.layout import Layout, Mode
-from onnxopt.data.validate import LABEL
+from onnxopt.data.validate import ASIDE, LABEL, MASK
 from onnxopt.errors import DataError
 
 FEED = re.compile(r"feed(\d+)/(.+)")
@@ -19,7 +19,7 @@ FEED = re.compile(r"feed(\d+)/(.+)")
 
 @dataclass(frozen=True)
 class RawBatch:
-    """A batch as it was found: inputs, and labels as `label/NAME`.
+    """A batch as it was found: inputs, labels as `label/NAME`, masks as `mask/NAME`.
 
     Attributes:
         where: what messages call it.
@@ -36,8 +36,8 @@ class Source(Protocol):
     def read(self, indices: Sequence[int] | None) -> Iterator[RawBatch]:
         """The batches of some ascending indices, or all."""
 
-    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple["Source", Sequence[str]]:
-        """The source with labels cut to batches, and notes on labels that do not fit.
+    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple["Source", Mapping[str, str]]:
+        """The source with labels and masks cut to batches; for those that do not fit, name -> why.
 
         Args:
             rows: samples of each batch.
@@ -62,9 +62,9 @@ class PlainSource:
                 where = f"{self.archive.name}, samples {span[0]} to {span[1] - 1}"
                 yield RawBatch(where, {name: _cut(reader, name, mode, span) for name, mode in modes.items()})
 
-    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple[Source, Sequence[str]]:
+    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple[Source, Mapping[str, str]]:
         """Labels are cut like inputs."""
-        return self, ()
+        return self, {}
 
 
 def _cut(reader: Reader, name: str, mode: Mode, span: tuple[int, int]) -> Array:
@@ -76,11 +76,11 @@ def _cut(reader: Reader, name: str, mode: Mode, span: tuple[int, int]) -> Array:
 
 @dataclass(frozen=True)
 class FeedSource:
-    """Arrays named `feedNNNN/INPUT`; labels over all samples.
+    """Arrays named `feedNNNN/INPUT`; labels and masks over all samples.
 
     Attributes:
         archive: the arrays.
-        spans: label's array -> the rows of it that belong to each batch.
+        spans: label's or mask's array -> the rows of it that belong to each batch.
     """
 
     archive: Archive
@@ -93,8 +93,8 @@ class FeedSource:
             for index in range(len(feeds)) if indices is None else indices:
                 key, names = feeds[index]
                 arrays = {input_: reader.array(f"{key}/{input_}") for input_ in names}
-                labels = {name: reader.rows(name, *spans[index]) for name, spans in self.spans.items()}
-                yield RawBatch(f"{self.archive.name}, {key}", arrays | labels)
+                aside = {name: reader.rows(name, *spans[index]) for name, spans in self.spans.items()}
+                yield RawBatch(f"{self.archive.name}, {key}", arrays | aside)
 
     def _feeds(self) -> list[tuple[str, list[str]]]:
         found: dict[str, list[str]] = {}
@@ -104,18 +104,22 @@ class FeedSource:
                 found.setdefault(key, []).append(input_)
         return sorted(found.items(), key=lambda feed: int(feed[0].removeprefix("feed")))
 
-    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple[Source, Sequence[str]]:
-        """Find the rows of each label: one a sample, else one a batch, else one a row of the first input."""
-        headers = {name: header for name, header in self.archive.headers.items() if name.startswith(LABEL)}
-        spans, notes = {}, []
+    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple[Source, Mapping[str, str]]:
+        """Find the rows of each label: one a sample, else one a batch, else one a row of the first input.
+
+        Those of a mask: one a sample, else one a row of the first input.
+        """
+        headers = {name: header for name, header in self.archive.headers.items() if name.startswith(ASIDE)}
+        spans, misfits = {}, {}
         for name, header in headers.items():
             count = (*header.shape, 0)[0]
-            fitting = next((per for per in (rows, [1] * len(rows), leads) if sum(per) == count), None)
+            ways = (rows, leads) if name.startswith(MASK) else (rows, [1] * len(rows), leads)
+            fitting = next((per for per in ways if sum(per) == count), None)
             if fitting is None:
-                notes.append(f"{name} has {count} entries for {sum(rows)} samples in {len(rows)} batches: not used")
+                misfits[name] = f"{name} has {count} entries for {sum(rows)} samples in {len(rows)} batches: not used"
             else:
                 spans[name] = list(pairwise(accumulate(fitting, initial=0)))
-        return (replace(self, spans=spans) if spans else self), notes
+        return (replace(self, spans=spans) if spans else self), misfits
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,9 @@ class FolderSource:
                 arrays = {name: reader.array(name) for name in archive.headers}
             yield RawBatch(archive.name, arrays)
 
-    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple[Source, Sequence[str]]:
+    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple[Source, Mapping[str, str]]:
         """Labels lie beside their inputs."""
-        return self, ()
+        return self, {}
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,6 @@ class CallSource:
     def _failed(self, where: str, error: Exception) -> DataError:
         return DataError(f"{self.name}{where}: your code failed: {type(error).__name__}: {error}")
 
-    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple[Source, Sequence[str]]:
+    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple[Source, Mapping[str, str]]:
         """Labels come with their batch."""
-        return self, ()
+        return self, {}

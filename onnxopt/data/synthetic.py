@@ -151,9 +151,9 @@ class SyntheticSource:
             }
             yield RawBatch(f"synthetic data, batch {index}", arrays)
 
-    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple[Source, Sequence[str]]:
+    def aligned(self, rows: Sequence[int], leads: Sequence[int]) -> tuple[Source, Mapping[str, str]]:
         """There are no labels."""
-        return self, ()
+        return self, {}
 
 
 def draw(info: ValueInfo, shape: Shape, bounds: tuple[int, int] | None, rng: np.random.Generator) -> Array:

@@ -14,6 +14,12 @@ from onnxopt.model import Signature, ValueInfo
 LABEL = "label/"
 """Prefix of arrays that are no inputs but what outputs are judged by."""
 
+MASK = "mask/"
+"""Prefix of arrays that are no inputs but tell which samples, or tokens of samples, are no padding."""
+
+ASIDE = (LABEL, MASK)
+"""Prefixes of arrays that are not fed."""
+
 
 def conform(signature: Signature, arrays: Mapping[str, Any], where: str) -> dict[str, Array]:
     """The feeds of one batch as the model takes them, in the order of its inputs.
@@ -51,8 +57,13 @@ def check_names(signature: Signature, names: Collection[str], where: str) -> Non
 
 def nearest(name: str, known: Collection[str]) -> str:
     """The tail of a message about an unknown name: what is known, and which of it is spelled most alike."""
+    return f", which has {listed(known)}{spelled_like(name, known)}"
+
+
+def spelled_like(name: str, known: Collection[str]) -> str:
+    """The end of that: a question, where one of the known names is spelled much like the unknown one."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f", which has {listed(known)}" + (f"; did you mean {close[0]!r}?" if close else "")
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def listed(names: Collection[str]) -> str:

@@ -3,17 +3,20 @@
 Accumulators are plain mathematics on numpy batches: they stream, merge, skip what is masked, and know no graph.
 """
 
-from onnxopt.calibration.accumulators import Accumulator, Footprint, State
-from onnxopt.calibration.coactivation import CoActivation, FiringPairs
-from onnxopt.calibration.conv_grams import ConvCrossGram, ConvGram, Patches
-from onnxopt.calibration.grams import CrossGram, CrossGramMatrix, Gram, GramMatrix, Sides
-from onnxopt.calibration.histogram import Distribution, Histogram
-from onnxopt.calibration.moments import MeanAndVariance, Moments
-from onnxopt.calibration.ranges import Magnitude, Magnitudes, MinMax, Range
+from onnxopt.statistics.accumulators import Accumulator, Footprint, State
+from onnxopt.statistics.coactivation import CoActivation, FiringPairs
+from onnxopt.statistics.collected import Collected, Found
+from onnxopt.statistics.conv_grams import ConvCrossGram, ConvGram, Patches
+from onnxopt.statistics.grams import CrossGram, CrossGramMatrix, Gram, GramMatrix, Sides
+from onnxopt.statistics.histogram import Distribution, Histogram
+from onnxopt.statistics.moments import MeanAndVariance, Moments
+from onnxopt.statistics.ranges import Magnitude, Magnitudes, MinMax, Range
+from onnxopt.statistics.stat import Share, Side, Stat, cross_gram, gram, why_no_gram
 
 __all__ = [
     "Accumulator",
     "CoActivation",
+    "Collected",
     "ConvCrossGram",
     "ConvGram",
     "CrossGram",
@@ -21,6 +24,7 @@ __all__ = [
     "Distribution",
     "FiringPairs",
     "Footprint",
+    "Found",
     "Gram",
     "GramMatrix",
     "Histogram",
@@ -31,6 +35,12 @@ __all__ = [
     "Moments",
     "Patches",
     "Range",
+    "Share",
+    "Side",
     "Sides",
+    "Stat",
     "State",
+    "cross_gram",
+    "gram",
+    "why_no_gram",
 ]

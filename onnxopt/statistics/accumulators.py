@@ -11,8 +11,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.calibration.masks import PIECE, Array, Mask, Rows, check_finite, samples_in
 from onnxopt.errors import DataError
+from onnxopt.statistics.masks import PIECE, Array, Mask, Rows, check_finite, samples_in
 
 BatchT = TypeVar("BatchT")
 ResultT = TypeVar("ResultT")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.calibration.accumulators import Accumulator, Footprint, RowState, Shape
-from onnxopt.calibration.comoments import BLOCK
-from onnxopt.calibration.masks import NUMPY_BUFFERS, Array, checking_bytes, float_type
+from onnxopt.statistics.accumulators import Accumulator, Footprint, RowState, Shape
+from onnxopt.statistics.comoments import BLOCK
+from onnxopt.statistics.masks import NUMPY_BUFFERS, Array, checking_bytes, float_type
 
 
 @dataclass(frozen=True, eq=False)

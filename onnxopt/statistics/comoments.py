@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.calibration.accumulators import Footprint
-from onnxopt.calibration.masks import NUMPY_BUFFERS, Array, checking_bytes, float_type
+from onnxopt.statistics.accumulators import Footprint
+from onnxopt.statistics.masks import NUMPY_BUFFERS, Array, checking_bytes, float_type
 
 BLOCK = 2048
 """Rows of a block: BLAS is at full speed, and float32 sums stay short."""

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.analysis.axes.windows import Windows
-from onnxopt.calibration.accumulators import Accumulator, BatchT, Footprint, ResultT, Shape, State, same_channels
-from onnxopt.calibration.comoments import BLOCK, CoMoments, comoments_footprint
-from onnxopt.calibration.grams import (
+from onnxopt.errors import DataError
+from onnxopt.statistics.accumulators import Accumulator, BatchT, Footprint, ResultT, Shape, State, same_channels
+from onnxopt.statistics.comoments import BLOCK, CoMoments, comoments_footprint
+from onnxopt.statistics.grams import (
     CrossGramMatrix,
     GramMatrix,
     Sides,
@@ -24,8 +25,7 @@ from onnxopt.calibration.grams import (
     gram_matrix,
     joined,
 )
-from onnxopt.calibration.masks import Array, Mask, Rows, as_float, check_finite, float_type
-from onnxopt.errors import DataError
+from onnxopt.statistics.masks import Array, Mask, Rows, as_float, check_finite, float_type
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.calibration.accumulators import Accumulator, Footprint, RowState, Shape, State, same_channels
-from onnxopt.calibration.comoments import BLOCK, CoMoments, comoments_footprint
-from onnxopt.calibration.masks import Array, Mask, Rows, check_finite, samples_in
 from onnxopt.errors import DataError
+from onnxopt.statistics.accumulators import Accumulator, Footprint, RowState, Shape, State, same_channels
+from onnxopt.statistics.comoments import BLOCK, CoMoments, comoments_footprint
+from onnxopt.statistics.masks import Array, Mask, Rows, check_finite, samples_in
 
 
 class Sides(NamedTuple):

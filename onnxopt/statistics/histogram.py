@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.calibration.accumulators import Accumulator, Footprint, RowState, Shape
-from onnxopt.calibration.masks import PIECE, Array
+from onnxopt.statistics.accumulators import Accumulator, Footprint, RowState, Shape
+from onnxopt.statistics.masks import PIECE, Array
 
 
 @dataclass(frozen=True, eq=False)

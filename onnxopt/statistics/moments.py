@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.calibration.accumulators import Accumulator, Footprint, RowState, Shape, elementwise_footprint
-from onnxopt.calibration.masks import Array
+from onnxopt.statistics.accumulators import Accumulator, Footprint, RowState, Shape, elementwise_footprint
+from onnxopt.statistics.masks import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,13 @@ import onnx
 import pytest
 import yaml
 
+from onnxopt import pipeline
 from onnxopt.cli.output import size
 from onnxopt.cli.run import show
 from onnxopt.models.builders import Sketch
 from onnxopt.passing import pass_class
 from onnxopt.report import Facts, Report, Step
+from onnxopt.settings import Settings
 
 Cli = Callable[..., Any]
 Tiny = Callable[..., onnx.ModelProto]
@@ -120,6 +122,35 @@ def test_plain_names_take_single_values(cli: Cli, folder: Path) -> None:
     assert cli(*RUN, "-r", "r.yaml", "--set", "verify.samples=2", "--target", "portable").code == 0
     assert report()["recipe"]["verify"] == {"level": "structure", "samples": 2}
     assert report()["recipe"]["target"]["name"] == "portable"
+
+
+def test_the_mask_that_is_typed_counts(cli: Cli, folder: Path) -> None:
+    """As `data.metric` does, it takes the place of the recipe's and leaves the rest of its data alone."""
+    x = np.load("x.npz")["x"]
+    np.savez("masked.npz", x=x, **{"mask/real": np.arange(len(x)) % 2})
+    (folder / "r.yaml").write_text("passes: [clean]\ndata: {calibration: masked.npz, mask: other}\n")
+    assert cli(*RUN, "-r", "r.yaml", "--mask", "real", "--verify", "structure").code == 0
+    assert report()["recipe"]["data"] == {"calibration": "masked.npz", "mask": "real"}
+    assert not any("mask" in note for note in report()["notes"])
+    line = cli(*RUN, "-r", "r.yaml").refusal(3)
+    assert line.startswith("error: masked.npz: the padding mask 'other' is neither an input of the model nor an array")
+    assert cli(*RUN, *CLEAN, "--data", "masked.npz", "--verify", "structure").code == 0
+    assert [note for note in report()["notes"] if "mask/real" in note]
+
+
+def test_memory_is_how_a_run_is_carried_out(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    run = pipeline.run
+
+    def recorded(*given: Any, settings: Settings, **options: Any) -> Any:
+        seen.append(settings.memory)
+        return run(*given, settings=settings, **options)
+
+    monkeypatch.setattr(pipeline, "run", recorded)
+    assert cli(*RUN, *CLEAN, "--verify", "structure").code == 0
+    assert cli(*RUN, *CLEAN, "--verify", "structure", "--memory", "1.5G").code == 0
+    assert seen == [None, 3 * 2**29]
+    assert "memory for statistics of calibration data" in " ".join(cli("run", "--help").out.split())
 
 
 def test_keys_without_a_value_are_defaults(cli: Cli, folder: Path) -> None:

@@ -112,4 +112,5 @@ def test_digest_is_the_same_on_every_machine(sign: Any) -> None:
     data = open_data(
         {"x": np.arange(12, dtype=np.float32).reshape(4, 3), "label/y": np.arange(4)}, sign(x=("FLOAT", ["N", 3]))
     )
-    assert data.digest() == "21ffcc489f7f0545d3ea38d056eb6f08da191b3a4410ad52095e45fd932311e2"
+    assert data.digest() == "394b7f9c3bc7d849fe91e7cc7b16a4157b051a8ca62556d0a0c4d2399679bbef"
+    assert data.samples_digest() == "43a87b070caea2d31748cbc47c0d17aacf2a8aa0c49a3e4647c3418c90a1678b"

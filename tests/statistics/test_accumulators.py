@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxopt.calibration import (
+from onnxopt.errors import DataError
+from onnxopt.statistics import (
     Accumulator,
     CoActivation,
     CrossGram,
@@ -21,7 +22,6 @@ from onnxopt.calibration import (
     Moments,
     Sides,
 )
-from onnxopt.errors import DataError
 
 Numbers = dict[str, Any]
 

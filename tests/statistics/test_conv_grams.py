@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from onnxopt.analysis.axes.windows import Windows
-from onnxopt.calibration import ConvCrossGram, ConvGram, Patches, Sides
 from onnxopt.errors import DataError
+from onnxopt.statistics import ConvCrossGram, ConvGram, Patches, Sides
 
 
 def _windows(kernel: tuple[int, ...], pads: int = 0, stride: int = 1, auto_pad: str = "NOTSET") -> Windows:

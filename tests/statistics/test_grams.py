@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxopt.calibration import CrossGram, Gram, GramMatrix, Sides
+from onnxopt.statistics import CrossGram, Gram, GramMatrix, Sides
 
 
 def _gram(rows: np.ndarray, **options: int) -> GramMatrix:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxopt.calibration import Histogram
+from onnxopt.statistics import Histogram
 
 floats = st.floats(-(2.0**100), 2.0**100, width=32)
 

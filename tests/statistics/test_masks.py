@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxopt.calibration.masks import Rows, as_float, spans
 from onnxopt.errors import DataError
+from onnxopt.statistics.masks import Rows, as_float, spans
 
 
 @given(shape=st.lists(st.integers(0, 5), max_size=4), limit=st.integers(1, 30))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from onnxopt.calibration import Moments
+from onnxopt.statistics import Moments
 
 
 def test_variance_far_from_zero_in_any_split() -> None:
