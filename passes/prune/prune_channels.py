@@ -1,27 +1,33 @@
-"""Structured pruning by magnitude: what carries least leaves the model for good, and with it all that it touches."""
+"""Structured pruning: what matters least leaves the model for good, and with it all that it touches."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import gcd
-from typing import Annotated, Literal, TypeAlias
+from math import ceil, gcd
+from typing import Annotated, Literal, Self, TypeAlias
 
 import numpy as np
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from onnxopt.analysis.axes import ChannelGroup, Channels, channel_ids, frozen, groups, lost_to, removal
-from onnxopt.analysis.axes.axis import vector
-from onnxopt.analysis.axes.checking import Checker, describe
 from onnxopt.analysis.axes.constants import Constants, correcting
 from onnxopt.analysis.axes.groups import UnitKind
-from onnxopt.analysis.axes.rules import REWRITES, key
-from onnxopt.analysis.axes.scoring import magnitudes
 from onnxopt.analysis.parameters import stored
-from onnxopt.errors import ContractViolation, RecipeError
+from onnxopt.errors import DataError, RecipeError
 from onnxopt.globs import is_name, matches
 from onnxopt.model import Model
-from onnxopt.nodes import label
-from onnxopt.numerics.importance import Scores, normalised, under_threshold, weakest, width_to_keep
+from onnxopt.numerics.allocation import Curve, allowed_widths
+from onnxopt.numerics.allocation_cost import Widths
 from onnxopt.passes.prune import Names, checked, names_of, not_found
 from onnxopt.passing import Context, Findings, Lossy, Pass
+from onnxopt.pruning import gradients as gradients_
+from onnxopt.pruning.budgets import KeepBytes, KeepLatency, KeepMacs, KeepParams, target
+from onnxopt.pruning.curves import Candidate, measured, without
+from onnxopt.pruning.inputs import inputs_of
+from onnxopt.pruning.proving import proven, skipped
+from onnxopt.pruning.ranking import NEED_DATA, Evidence, Importance, ranked
+from onnxopt.pruning.readers import Reader, by_group, readers
+from onnxopt.pruning.repair import Method, copied, damaged, repair
+from onnxopt.pruning.widths import NEAR, Allocation, Budget, by_latency, least_share, share_removed, widths_for
+from onnxopt.statistics import Collected
 
 _PREFERRED: Mapping[tuple[str, str], int] = {("cpu", "conv"): 8}
 """(target, kind) -> the multiple below which removal makes nothing faster; 1 elsewhere.
@@ -34,10 +40,19 @@ _ROUNDED = frozenset({"conv", "neurons", "residual"})
 """Kinds whose units are single rows of a matrix; a head or a recurrent unit is a block of its own."""
 
 _MOST = 0.9
-"""Share of one group that a global threshold may take."""
+"""Share of one group that can go where groups lose different shares."""
 
 _REASONS = 3
 """Reasons to give where nothing can be pruned."""
+
+_BUDGETS = {
+    "ratio": "units",
+    "keep_macs": "macs",
+    "keep_params": "params",
+    "keep_bytes": "bytes",
+    "keep_latency": "latency",
+}
+"""Options of which one is given -> what they count."""
 
 Leaving: TypeAlias = tuple[ChannelGroup, list[int]]
 """A group and the units that it loses."""
@@ -46,22 +61,43 @@ Patterns = Annotated[tuple[str, ...], AfterValidator(checked)]
 
 
 class PruneChannels(Pass):
-    """Remove the channels, heads and neurons of least magnitude.
+    """Remove the channels, heads and neurons that matter least, and repair what read them.
 
     What has to go together is found in the graph: the row that makes a channel, its normalization, the columns of all
     layers that read it. The file gets smaller and holds no masks. Before anything is touched a random draw is removed
     from all groups and compared with the model that ignores the same units; groups that fail are left alone.
-    Magnitudes: Li et al. 2017, "Pruning Filters for Efficient ConvNets"; Fang et al. 2023, "DepGraph".
+    With calibration data units go in the order in which the layers that read them, refitted, lose least (backward
+    elimination on Gram matrices), each group loses what changes the outputs least, and what reads the units is refitted
+    to what it gave before (least squares, stage by stage). Without data: magnitudes, and no repair.
+    Fang et al. 2023, "DepGraph"; Hassibi and Stork 1993, "Optimal Brain Surgeon"; He et al. 2017, "Channel Pruning";
+    Xu et al. 2023, "Layer-Adaptive Weight Pruning".
     """
 
     phase = "structure"
     contract = Lossy()
 
-    ratio: float = Field(gt=0, lt=1, description="share of units to remove, between 0 and 1")
-    allocation: Literal["uniform", "global"] = Field(
-        "uniform", description="uniform: each group loses that share; global: one threshold over all scores, each "
-        "relative to the mean of its group, at most 90 % of a group"
+    ratio: float | None = Field(None, gt=0, lt=1, description="share of units to remove, between 0 and 1")
+    keep_macs: KeepMacs = Field(None, description="multiply-accumulates to keep: a share, or an amount like '300M'")
+    keep_params: KeepParams = Field(None, description="parameters to keep: a share, or an amount like '5M'")
+    keep_bytes: KeepBytes = Field(None, description="bytes of the file to keep: a share, or an amount like '40MB'")
+    keep_latency: KeepLatency = Field(
+        None, description="time of one run to keep, measured here: a share, or a time like '12ms'"
+    )
+    importance: Literal["auto"] | Importance = Field(
+        "auto", description="in which order units go; auto: elimination with calibration data, else magnitude"
+    )
+    allocation: Literal["auto"] | Allocation = Field(
+        "auto", description="uniform: each group loses the same share; global: one ranking of all groups by loss for "
+        "what it saves; distortion: what changes the outputs least, measured. auto: distortion for keep_macs and the "
+        "like with calibration data, else uniform"
     )  # fmt: skip
+    repair: Literal["auto", "none"] | Method = Field(
+        "auto", description="what layers that lose inputs get: least-squares: new weights, stage by stage; bias: a "
+        "corrected bias; auto: least-squares with calibration data, else none"
+    )  # fmt: skip
+    gradients: str | None = Field(
+        None, description="for importance taylor: .npz of the loss's gradients by weight, averaged over samples"
+    )
     norm: Literal["l1", "l2"] = Field("l2", description="magnitude of a unit's weights: sum, or root of squares")
     round_to: PositiveInt | Literal["auto"] = Field(
         "auto", description="what the kept channels and neurons are a multiple of, the nearest; narrower groups stay "
@@ -83,36 +119,177 @@ class PruneChannels(Pass):
         False, description="also prune what normalizations or means mix, so that the rest of it changes too; such "
         "groups cannot be proven"
     )  # fmt: skip
+    max_seconds: PositiveFloat = Field(120, description="time for measuring what each group loses, about")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [name for name in _BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = "none is given" if not given else f"{' and '.join(given)} are given"
+            raise ValueError(f"give one of {', '.join(_BUDGETS)}; {found}")
+        if (self.importance == "taylor") != (self.gradients is not None):
+            raise ValueError("importance taylor and gradients go together")
+        return self
 
     def run(self, model: Model, context: Context) -> Findings:
-        """Choose units, prove that they can go, remove them."""
+        """Choose units, prove that they can go, remove them, repair what read them."""
         channels, findings = channel_ids(model), Findings()
         found = groups(channels)
         if not any(len(group.units) > 1 for group in found):
             raise RecipeError(f"{self.name}: nothing can be pruned: {_reasons(channels)}; leave the pass out")
         chosen = list(self._allowed(channels, found, context, findings))
-        chosen = self._proven(channels, chosen, context, findings)
+        chosen = proven(channels, chosen, context, findings, self.name, self._forced)
         constants = Constants(channels)
         free = constants.free(group for group in chosen if group.exact)
         findings.notes.extend(free.notes)
-        leaving = _possible(channels, self._selected(channels, chosen, free.units, context, findings))
+        reading = by_group(chosen, readers(channels, context.linears))
+        collected = self._collected(reading, context)
+        candidates = list(self._candidates(channels, chosen, reading, collected, free.units, context, findings))
+        leaving = self._leaving(channels, candidates, collected, context, findings) if candidates else []
+        leaving = _possible(channels, leaving)
         if leaving:
-            self._remove(channels, leaving, constants, free.units, findings)
+            self._remove(channels, leaving, reading, constants, free.units, context, findings)
             findings.measures |= _units(found, leaving)
             findings.notes.append(_share(chosen, leaving))
         _explain(channels, findings)
         return findings
 
+    def _collected(self, reading: Sequence[Sequence[Reader]], context: Context) -> Collected | None:
+        """Gram matrices of what is read; None where nothing asks for them.
+
+        Raises:
+            DataError: the importance or the repair needs data, and there are none or too few.
+        """
+        asked = self.importance in NEED_DATA or self.repair in ("bias", "least-squares")
+        if not context.samples:
+            if asked or self.allocation == "distortion":
+                needs = self.importance if self.importance in NEED_DATA else self.repair if asked else "distortion"
+                raise DataError(f"{self.name}: {needs} needs calibration data: give data.calibration (--data)")
+            return None
+        stats = list(dict.fromkeys(inputs_of(reader) for each in reading for reader in each))
+        collected = context.collect(stats)
+        why = next((collected.why(stat) for stat in stats if collected.why(stat)), "")
+        if why and self.importance in NEED_DATA:
+            raise DataError(f"{self.name}: {why}")
+        return collected
+
+    def _candidates(
+        self, channels: Channels, chosen: Sequence[ChannelGroup], reading: Sequence[Sequence[Reader]],
+        collected: Collected | None, free: set[int], context: Context, findings: Findings,
+    ) -> Iterator[Candidate]:  # fmt: skip
+        """The groups that can get narrower, with the order in which their units go."""
+        found = gradients_.read(self.gradients, channels.model) if self.gradients else None
+        evidence = Evidence(channels, {"l1": 1, "l2": 2}[self.norm], context.rng, collected, found)
+        for group, own in zip(chosen, reading, strict=True):
+            width, multiple = len(group.units), self._multiple(group, context.target.name)
+            least = max(self.min_width, 1 if self._allocation(context) == "uniform" else ceil((1 - _MOST) * width))
+            constant = [unit for unit in group.units if unit in free]
+            widths = allowed_widths(width, multiple, least)
+            widths = widths[: np.searchsorted(widths, max(width - len(constant), 1)) + 1]  # nothing is lost with these
+            if widths.tolist() == [width]:
+                findings.decline(group.name, self.name, self._whole(width, multiple))
+                continue
+            importance = self._importance(own, collected)
+            yield Candidate(group, own, ranked(group, own, importance, evidence, constant), widths)
+
+    def _importance(self, own: Sequence[Reader], collected: Collected | None) -> Importance:
+        if self.importance != "auto":
+            return self.importance
+        told = collected is not None and own and not any(collected.why(inputs_of(reader)) for reader in own)
+        return "elimination" if told else "magnitude"
+
+    def _allocation(self, context: Context) -> Allocation:
+        if self.allocation != "auto":
+            return self.allocation
+        return "distortion" if self.ratio is None and context.samples else "uniform"
+
+    def _budget(self) -> Budget:
+        option = next(name for name in _BUDGETS if getattr(self, name) is not None)
+        value = getattr(self, option)
+        return Budget(f"{self.name}.{option}", _BUDGETS[option], 1 - value if option == "ratio" else value)  # type: ignore[arg-type]
+
+    def _leaving(
+        self, channels: Channels, candidates: Sequence[Candidate], collected: Collected | None, context: Context,
+        findings: Findings,
+    ) -> list[Leaving]:  # fmt: skip
+        """The units that go, of each group that loses any, the least important one first."""
+        allocation = self._allocation(context)
+        if allocation == "uniform" and self.ratio is not None:
+            widths = share_removed(candidates, self.ratio)
+        else:
+            curves = [each.by_ranking() for each in candidates]
+            if allocation == "distortion":
+                fitted = collected if self.repair != "none" else None
+                curves, how = measured(channels, candidates, fitted, context, self.max_seconds)
+                findings.notes.append(how)
+            widths = self._within_budget(channels, candidates, curves, allocation, context, findings)
+        leaving = []
+        for candidate, width in zip(candidates, widths.tolist(), strict=True):
+            if width < candidate.width:
+                leaving.append((candidate.group, candidate.leaving(width)))
+            else:
+                why = f"its share of {self._asked()} rounds to none, or others lose less"
+                findings.decline(candidate.group.name, self.name, why)
+        return leaving
+
+    def _within_budget(
+        self, channels: Channels, candidates: Sequence[Candidate], curves: Sequence[Curve], allocation: Allocation,
+        context: Context, findings: Findings,
+    ) -> Widths:  # fmt: skip
+        budget = self._budget()
+        if budget.of != "latency":
+            return widths_for(budget, allocation, channels, candidates, curves, context.cost)
+        model = channels.model
+        before = context.times([model])
+        if before is None:
+            raise RecipeError(f"{budget.option}: latency cannot be measured here; give keep_macs instead")
+        wanted = budget.value if isinstance(budget.value, float) else target(budget.value, 0.0) / before[0]
+
+        def widths(share: float) -> Widths:
+            part = Budget(budget.option, "macs", share)
+            return widths_for(part, allocation, channels, candidates, curves, context.cost)
+
+        def time(chosen: Widths) -> float:
+            units = [
+                unit for each, width in zip(candidates, chosen.tolist(), strict=True) for unit in each.leaving(width)
+            ]
+            found = context.times([model, without(channels, channels.spared(units), (), None)])
+            if found is None:
+                raise RecipeError(f"{budget.option}: latency cannot be measured here; give keep_macs instead")
+            return found[1] / found[0]
+
+        narrowest = np.array([each.widths[0] for each in candidates], np.int64)
+        least = least_share(channels, [each.group for each in candidates], context.cost, narrowest)
+        chosen, share = by_latency(wanted, widths, time, least)
+        findings.measures["latency_share"] = share
+        if share > wanted * (1 + NEAR):
+            floor = f"the least that was measured is {share:.0%}"
+            raise RecipeError(f"{budget.option} of {budget.value} cannot be reached: {floor} of the time")
+        return chosen
+
+    def _asked(self) -> str:
+        option = next(name for name in _BUDGETS if getattr(self, name) is not None)
+        return f"{option} {getattr(self, option)}"
+
     def _remove(
-        self, channels: Channels, leaving: Sequence[Leaving], constants: Constants, free: set[int], findings: Findings
-    ) -> None:
-        """Take units out, with what constant ones gave put into the biases of their readers."""
+        self, channels: Channels, leaving: Sequence[Leaving], reading: Sequence[Sequence[Reader]],
+        constants: Constants, free: set[int], context: Context, findings: Findings,
+    ) -> None:  # fmt: skip
+        """Take units out, with what constant ones gave put into the biases of their readers, and repair these."""
         model, removed = channels.model, [unit for _, units in leaving for unit in units]
         before = sum(each.params for each in stored(model))
         corrections = constants.corrections(free.intersection(removed), removed)
+        method, stages, layers = self._method(context), None, []
+        if method is not None:
+            layers = damaged(
+                channels, dict.fromkeys(reader for each in reading for reader in each), removed, free, copied(model)
+            )
+            stages = context.stages()
         model.apply(removal(channels, removed, self.name))
         if corrections:
             model.apply(correcting(model, corrections, self.name))
+        if stages is not None and method is not None:
+            repair(model, context, stages, layers, method, findings, self.name)
         for group, units in leaving:
             what = f"{len(group.units)} -> {len(group.units) - len(units)}, {group.parameters} parameters each"
             findings.change(group.name, self.name, f"{group.kind}: {what}")
@@ -120,6 +297,12 @@ class PruneChannels(Pass):
         findings.measures |= {"parameters_before": before, "parameters_after": after}
         if lost := len(free.intersection(removed)):
             findings.notes.append(f"{lost} of the units are constant: they go first, and nothing is lost with them")
+
+    def _method(self, context: Context) -> Method | None:
+        """How layers are repaired; None: not at all."""
+        if self.repair == "auto":
+            return "least-squares" if context.samples else None
+        return None if self.repair == "none" else self.repair
 
     def _allowed(
         self, channels: Channels, found: Sequence[ChannelGroup], context: Context, findings: Findings
@@ -130,7 +313,7 @@ class PruneChannels(Pass):
             for pattern in patterns:
                 if pattern != "*" and (error := not_found(f"{self.name}.{option}", pattern, channels.model, names)):
                     raise error
-        protected = _protected(channels, context)
+        protected = skipped(channels, context)
         for group, own in zip(found, names, strict=True):
             why = self._refusal(group, own, protected)
             if why is None:
@@ -156,64 +339,10 @@ class PruneChannels(Pass):
             return f"not exact: {group.reason}; `inexact: true` prunes it all the same"
         return None
 
-    def _proven(
-        self, channels: Channels, chosen: Sequence[ChannelGroup], context: Context, findings: Findings
-    ) -> list[ChannelGroup]:
-        """The groups that a random draw of units from all of them does not refute."""
-        exact = [group for group in chosen if group.exact and len(group.units) > 1]
-        if mixed := sum(not group.exact for group in chosen):
-            findings.notes.append(f"{mixed} groups are not exact and cannot be proven: the rest of them changes too")
-        checker = Checker(channels.model, context.drift, channels)
-        if not exact:
-            return list(chosen)
-        if not checker.able():
-            findings.notes.append("the model cannot be run here, or differs from itself: that units can go is unproven")
-            return list(chosen)
-        draw = checker.drawn(context.rng, only=exact)
-        refuted: set[ChannelGroup] = set()
-        for failure in checker.failures(draw):
-            why = failure.why or f"what is left differs by {failure.drift:.2g} from the model that ignores the units"
-            why = f"failed the trial: {describe(checker, failure)}: {why}"
-            named = [group.name for group in failure.groups if self._forced(names_of(channels, group))]
-            if named:
-                raise ContractViolation(f"{self.name}: {named[0]}, which include names, {why}; leave it out of include")
-            for group in failure.groups:
-                findings.decline(group.name, self.name, why)
-            refuted.update(failure.groups)
-        return [group for group in chosen if group not in refuted]
-
-    def _forced(self, names: Names) -> bool:
+    def _forced(self, channels: Channels, group: ChannelGroup) -> bool:
         """Whether somebody asks for a group by its very name."""
-        return any(is_name(pattern) and pattern in names.makers for pattern in self.include)
-
-    def _selected(
-        self, channels: Channels, chosen: Sequence[ChannelGroup], free: set[int], context: Context, findings: Findings
-    ) -> list[Leaving]:
-        """The units to remove of each group that loses any: first what is constant, then the weakest."""
-        power = {"l1": 1, "l2": 2}[self.norm]
-        sums = magnitudes(channels, [unit for group in chosen for unit in group.units], power)
-        scores = [normalised(sums[list(group.units)] ** (1 / power)) for group in chosen]
-        scores = [
-            np.where([unit in free for unit in group.units], -np.inf, score)
-            for group, score in zip(chosen, scores, strict=True)
-        ]
-        leaving = []
-        for group, score, lost in zip(chosen, scores, self._wanted(scores), strict=True):
-            width, multiple = len(group.units), self._multiple(group, context.target.name)
-            wanted = min(width - lost, float(np.isfinite(score).sum()))
-            keep = width_to_keep(width, wanted, multiple, max(self.min_width, min(multiple, width)))
-            if keep < width:
-                leaving.append((group, [group.units[at] for at in weakest(score, width - keep)]))
-                continue
-            findings.decline(group.name, self.name, self._whole(width, multiple))
-        return leaving
-
-    def _wanted(self, scores: Sequence[Scores]) -> Sequence[float]:
-        """Units that each group should lose, before rounding."""
-        if self.allocation == "uniform":
-            return [self.ratio * len(score) for score in scores]
-        most = [min(int(_MOST * len(score)), max(0, len(score) - self.min_width)) for score in scores]
-        return under_threshold(scores, self.ratio, most)
+        makers = names_of(channels, group).makers
+        return any(is_name(pattern) and pattern in makers for pattern in self.include)
 
     def _multiple(self, group: ChannelGroup, target: str) -> int:
         """What the units that a group keeps should be a multiple of."""
@@ -231,29 +360,7 @@ class PruneChannels(Pass):
             return f"no wider than the multiple that kept widths are rounded to, {multiple} (round_to)"
         if width <= self.min_width:
             return f"min_width is {self.min_width}"
-        if self.allocation == "global" and multiple == 1:
-            return "all its units lie above the threshold"
-        return f"its share of ratio {self.ratio:g} rounds to none, kept widths being multiples of {multiple}"
-
-
-def _protected(channels: Channels, context: Context) -> dict[int, str]:
-    """Class of channel ids -> what overrides skip and would be changed without it."""
-    found: dict[int, str] = {}
-    for weight in channels.weights:
-        if context.skips(name := weight.root.name or ""):
-            for ids in weight.ids:
-                found.update(dict.fromkeys(channels.classes.labels[ids].tolist(), name))
-    chained = {node for shuffle in channels.shuffles.values() for node in shuffle.chain}
-    for node in channels.model.graph:
-        changes = key(node) in REWRITES or node in chained or any(map(channels.is_constant, node.inputs))
-        if not changes or not context.skips(label(node)):
-            continue
-        known = [channels.of_input(node, index) for index in range(len(node.inputs))]
-        for axes in (*known, *map(channels.of, node.outputs)):
-            for along in map(vector, axes or ()):
-                if along is not None:
-                    found.update(dict.fromkeys(channels.classes.labels[along].tolist(), label(node)))
-    return found
+        return f"no multiple of {multiple} (round_to) lies between its width and the fewest that it may keep"
 
 
 def _possible(channels: Channels, leaving: Sequence[Leaving]) -> list[Leaving]:

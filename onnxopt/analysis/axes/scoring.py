@@ -1,7 +1,7 @@
 """Magnitudes of units, gathered from the weights that they have entries of: one weight in memory at a time."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxopt.analysis.axes.axis import vector
 from onnxopt.analysis.axes.engine import Channels
+from onnxopt.analysis.axes.groups import ChannelGroup
 from onnxopt.analysis.axes.rules import key
 from onnxopt.analysis.axes.weights import Use, Weight
 from onnxopt.analysis.parameters import stored
@@ -185,3 +186,33 @@ def _spread(node: ir.Node, index: int, shape: tuple[int, ...], axis: int) -> npt
         block = -(-size // found.shape[place])
         found = np.repeat(found, block, axis=place)[(slice(None),) * place + (slice(size),)]
     return found
+
+
+def contents(
+    channels: Channels, group: ChannelGroup, factors: Mapping[str, npt.NDArray[Any]] | None = None
+) -> Scores:
+    """What the weights that make units hold of each, `[units, n]`; one weight in memory at a time.
+
+    Args:
+        channels: of the model as it is.
+        group: the units.
+        factors: weight -> numbers of its shape that multiply its entries; then of all weights that have some, also
+            those that read the units, and summed over each weight: `[units, weights]`.
+    """
+    place_of = {unit: at for at, unit in enumerate(group.units)}
+    columns = []
+    for member in group.members:
+        weight, factor = member.weight, None if factors is None else factors.get(member.weight.root.name or "")
+        if (member.consumes or len(weight.ids) == 1) if factors is None else factor is None:
+            continue
+        array = _content(weight).astype(np.float64)
+        rows = np.moveaxis(array if factor is None else array * factor, member.place, 0)
+        rows = rows.reshape(len(rows), -1)
+        owner = [place_of.get(label, -1) for label in channels.classes.labels[weight.ids[member.place]].tolist()]
+        per_unit: list[list[int]] = [[] for _ in group.units]
+        for row, unit in enumerate(owner):
+            if unit >= 0:
+                per_unit[unit].append(row)
+        found = np.stack([rows[own].reshape(-1) for own in per_unit])
+        columns.append(found if factors is None else found.sum(1, keepdims=True))
+    return np.concatenate(columns, axis=1) if columns else np.zeros((len(group.units), 0))

@@ -1,0 +1,74 @@
+"""Which columns of which layers read the units that can be removed."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.analysis.axes.axis import vector
+from onnxopt.analysis.axes.engine import Channels
+from onnxopt.analysis.axes.groups import ChannelGroup
+from onnxopt.analysis.linear import Linear
+from onnxopt.statistics import why_no_gram
+
+Ids: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A layer that sums over what may be removed.
+
+    Attributes:
+        linear: the layer.
+        classes: of each feature that comes in, `[groups of the layer, in_features]`: units of channel groups, and
+            classes that stay.
+    """
+
+    linear: Linear
+    classes: Ids
+
+    def columns(self, group: int, units: Sequence[int], taps: bool = True) -> list[Ids]:
+        """The columns of one of the layer's matrices that read each unit; empty where none do.
+
+        Args:
+            group: which matrix.
+            units: classes.
+            taps: whether columns are features times taps, as in `Linear.matrix()`; else they are features.
+        """
+        step = self.linear.taps if taps else 1
+        places: dict[int, list[int]] = {}
+        for place, label in enumerate(self.classes[group].tolist()):
+            places.setdefault(label, []).append(place)
+        return [
+            (np.asarray(places.get(unit, ()), np.int64)[:, None] * step + np.arange(step)).reshape(-1) for unit in units
+        ]
+
+
+def readers(channels: Channels, linears: Iterable[Linear]) -> list[Reader]:
+    """The layers whose inputs can lose features, in the order of the layers.
+
+    Layers that see one feature at a time (depthwise convolutions) sum over none; batches of matrices are left out.
+    """
+    found = []
+    for linear in linears:
+        if (linear.in_features == 1 and linear.groups > 1) or why_no_gram(linear):
+            continue
+        axes = channels.of(linear.x)
+        ids = None if axes is None else vector(axes[linear.x_axis])
+        if ids is None or len(ids) != linear.groups * linear.in_features:
+            continue
+        found.append(Reader(linear, channels.classes.labels[ids].reshape(linear.groups, -1)))
+    return found
+
+
+def by_group(groups: Sequence[ChannelGroup], found: Sequence[Reader]) -> list[list[Reader]]:
+    """For each channel group the layers that read any of its units, in their order."""
+    owner = {unit: at for at, group in enumerate(groups) for unit in group.units}
+    result: list[list[Reader]] = [[] for _ in groups]
+    for reader in found:
+        here = {owner[label] for label in np.unique(reader.classes).tolist() if label in owner}
+        for at in sorted(here):
+            result[at].append(reader)
+    return result
