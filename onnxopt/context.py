@@ -42,6 +42,7 @@ class RunContext:
         sizes: input name -> shape of the first sample: what dynamic axes are for shapes and cost.
         observed: value name -> shape in a real run, where inference does not reach.
         sample: gives the input that variants are compared on; None, or where it gives None: a small random one.
+        timed: gives the input that variants are timed with; None: a random one of those sizes.
         calibration: what statistics are collected on; None: no pass may ask for any.
         memory: bytes for statistics; None: a quarter of what is free.
     """
@@ -59,6 +60,7 @@ class RunContext:
         seed: int = 0,
         progress: Progress | None = None,
         sample: Callable[[], Feed | None] | None = None,
+        timed: Callable[[], Feed] | None = None,
         calibration: Dataset | None = None,
         memory: int | None = None,
     ) -> None:
@@ -71,7 +73,7 @@ class RunContext:
         self._progress = progress
         self._cache: dict[str, tuple[Model, int, Any]] = {}
         folder = None if workdir is None else workdir.folder
-        self._variants = Variants(folder, worker, sample=sample, known=self._sizes)
+        self._variants = Variants(folder, worker, sample=sample, known=self._sizes, timed=timed)
         scratch = None if workdir is None else workdir.scratch
         self.calibration = Calibration(calibration, scratch, worker, memory, self.progress)
         self.target = target or Target(name="cpu")

@@ -126,7 +126,7 @@ class _Run:
             self.original, worker=self.worker, workdir=self.workdir, target=self.recipe.target,
             overrides=self.recipe.overrides, sizes=inputs.sizes, progress=self._progress_inside,
             observed=self.measuring.observe(self.original, self.workdir.folder), sample=inputs.sample,
-            calibration=inputs.calibration, memory=self.settings.memory,
+            timed=lambda: self.inputs.feeds[0], calibration=inputs.calibration, memory=self.settings.memory,
         )  # fmt: skip
         before = facts(self.original, self.context.cost, self.path, self.digests["model"])
         model, first = self._start()

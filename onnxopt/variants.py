@@ -63,17 +63,20 @@ class Variants:
             runs and its outputs depend on them.
         given: input name -> shape of random inputs that is not up for change.
         known: the same where the model is known to run, in case it does not on smaller ones.
+        timed: gives the input that is timed; None: a random one of the known sizes.
     """
 
     def __init__(
         self, folder: Path | None = None, worker: Worker | None = None, *,
         sample: Callable[[], Feed | None] | None = None, given: Shapes | None = None, known: Shapes | None = None,
+        timed: Callable[[], Feed] | None = None,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._worker = worker
         self._sample = sample
         self._given = dict(given or {})
         self._known = dict(known or {})
+        self._timed = timed
         self._deadline: float | None = None
         self._feed: Feed | None = None
         self.why = ""
@@ -119,7 +122,7 @@ class Variants:
                 return inf
 
     def times(self, models: Sequence[Model], seconds: float = 2.0) -> list[float] | None:
-        """Median seconds of one run of each variant as deployed, in turn, at the known sizes.
+        """Median seconds of one run of each variant as deployed, in turn: the first's, times the median of ratios.
 
         None where there is no worker, no room, no input on which the first runs, or where one does not run.
         """
@@ -132,7 +135,8 @@ class Variants:
                     if not machine.has_room(len(models) * machine.session_bytes(stored_bytes(model))):
                         return None
                     model.save(path)
-                if self._sample is None or (feed := self._sample()) is None:
+                feed = self._timed() if self._timed is not None else None
+                if feed is None:
                     rng = np.random.default_rng(0)
                     signature = models[0].signature
                     feed = synthetic(signature, self._known, index_bounds(models[0]), 1, rng).first().feeds
@@ -140,7 +144,7 @@ class Variants:
             except OnnxOptError as error:
                 self.why = _told(error, folder)
                 return None
-            return [each.p50 for each in found]
+            return [found[0].p50 * (1.0 if each is found[0] else each.ratio.median) for each in found]
 
     def _apart(self, before: Model, first: Seeded, second: Seeded, outputs: Outputs) -> float | None:
         """The drift on the input; where it is large, what is left of it beside noise, and on other inputs.
@@ -222,7 +226,7 @@ class Variants:
     def _found(self, model: Model, variant: Seeded) -> Feed:
         """The smallest random input on which the model runs and says something."""
         self._deadline = self._deadline or time.monotonic() + _SEARCH
-        search = _Search(model, lambda feed: self._timed(variant, feed))
+        search = _Search(model, lambda feed: self._in_time(variant, feed))
         open_ranks = {info.name for info in model.signature.inputs if info.shape is None} - self._given.keys()
         given = {**{name: shape for name, shape in self._known.items() if name in open_ranks}, **self._given}
         bounds = index_bounds(model)
@@ -234,7 +238,7 @@ class Variants:
             raise ModelError(search.why)
         return search.found
 
-    def _timed(self, variant: Seeded, feed: Feed) -> Outputs:
+    def _in_time(self, variant: Seeded, feed: Feed) -> Outputs:
         left = (self._deadline or 0.0) - time.monotonic()
         if left <= 0:
             raise ModelError(f"no input was found in {_SEARCH:.0f} s")

@@ -62,26 +62,22 @@ class Work:
         """What is run of a side, or in place of it."""
         return self.parts[side] if side in self.parts else next(iter(self.parts.values()))
 
-    def sides(self, stat: Stat[Any]) -> tuple[Side, ...]:
-        """The sides that a statistic looks at."""
-        return ("dense", "current") if stat.two_sided else (stat.side,)
-
     def key(self, stat: Stat[Any]) -> Key:
         """What makes two statistics the same."""
-        return tuple(self.part(side).digest(stat.tensor) for side in self.sides(stat)), stat.request, stat.share
+        return tuple(self.part(side).digest(name) for side, name in stat.looks), stat.request, stat.share
 
     def absent(self, stat: Stat[Any]) -> str:
         """Why a value cannot be looked at; empty where it can."""
-        for side in self.sides(stat):
+        for side, name in stat.looks:
             part = self.part(side)
-            value = part.values.get(stat.tensor)
+            value = part.values.get(name)
             if value is None:
-                return f"no node of the main graph makes {stat.tensor!r}; bodies of If, Loop and Scan are run whole"
+                return f"no node of the main graph makes {name!r}; bodies of If, Loop and Scan are run whole"
             if part.is_tensor(value) is False:
-                return f"{stat.tensor!r} is no tensor"
+                return f"{name!r} is no tensor"
             dtype = part.dtype(value)
             if dtype is not None and not np.can_cast(dtype.numpy(), np.float64):
-                return f"tensor {stat.tensor!r}: statistics need real numbers, not {dtype.name}"
+                return f"tensor {name!r}: statistics need real numbers, not {dtype.name}"
         return ""
 
 
@@ -186,20 +182,20 @@ class Statistics:
         shapes = self._shapes(work, stats)
         wants, sizes, unsized = list[Want](), dict[Watched, int](), dict[Stat[Any], str]()
         for stat in stats:
-            parts = {side: work.part(side) for side in work.sides(stat)}
-            known = [shapes[part, stat.tensor] for part in parts.values()]
+            parts = [work.part(side) for side, _ in stat.looks]
+            known = [shapes[part, name] for part, (_, name) in zip(parts, stat.looks, strict=True)]
             fitting = [shape for shape in known if shape is not None]
             if len(fitting) < len(known):
                 unsized[stat] = f"tensor {stat.tensor!r}: the largest batch gives none"
                 continue
-            wants.append(Want(stat, _footprint(stat, fitting, next(iter(parts.values())))))
-            for (side, part), shape in zip(parts.items(), fitting, strict=True):
-                sizes[Watched(stat.tensor, side)] = prod(shape) * part.entry(stat.tensor)
+            wants.append(Want(stat, _footprint(stat, fitting, parts[0])))
+            for (side, name), part, shape in zip(stat.looks, parts, fitting, strict=True):
+                sizes[Watched(name, side)] = prod(shape) * part.entry(name)
         return wants, sizes, unsized
 
     def _shapes(self, work: Work, stats: Sequence[Stat[Any]]) -> dict[tuple[Part, str], Shape | None]:
         """Shapes of all values that are looked at: inferred, else those in a run of the largest batch."""
-        asked = dict.fromkeys((work.part(side), stat.tensor) for stat in stats for side in work.sides(stat))
+        asked = dict.fromkeys((work.part(side), name) for stat in stats for side, name in stat.looks)
         known = {(part, name): part.shape(name) for part, name in asked}
         for side, part in work.parts.items():
             unknown = [name for (each, name), shape in known.items() if each is part and shape is None]

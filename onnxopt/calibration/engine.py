@@ -73,7 +73,7 @@ class Calibration:
     def collect(self, model: Model, stats: Iterable[Stat[Any]]) -> Collected:
         """See `passing.Context.collect`."""
         # Without stages the model has one side, whatever it is called.
-        asked = {stat: replace(stat, side="current") for stat in stats}
+        asked = {stat: _of_one_side(stat) for stat in stats}
         if any(stat.two_sided for stat in asked):
             raise ValueError("statistics of the dense and the current model are collected stage by stage")
         data = self._checked()
@@ -128,7 +128,7 @@ class Calibration:
         with self._staged(model, data, segments, ("current",)).running() as run:
             while left:
                 stage = next(run)
-                here = [stat for stat in left if stage.sees(stat.tensor)]
+                here = [stat for stat in left if all(stage.sees(name) for _, name in stat.looks)]
                 found |= stage.collect(here)
                 left = [stat for stat in left if stat not in here]
         return found
@@ -142,6 +142,10 @@ class Calibration:
         if self._data is None or not self._data.samples:
             raise DataError("this needs calibration data: give data.calibration (--data)")
         return self._data
+
+
+def _of_one_side(stat: Stat[Any]) -> Stat[Any]:
+    return replace(stat, side="current", others=tuple(("current", name) for _, name in stat.others))
 
 
 def _shapes(model: Model, data: Dataset) -> Shapes:

@@ -19,7 +19,7 @@ from onnxopt.calibration.padding import placed
 from onnxopt.calibration.places import Place, read, write
 from onnxopt.calibration.results import Stored, put
 from onnxopt.errors import DataError
-from onnxopt.statistics import ConvCrossGram, ConvGram, Side, Sides, Stat, State
+from onnxopt.statistics import ConvCrossGram, ConvGram, ConvRegression, Side, Sides, Stat, State
 from onnxopt.statistics.masks import Array, Mask, samples_in
 
 logger = logging.getLogger(__name__)
@@ -103,8 +103,7 @@ class _Run:
             return values[side].get(name) if found is None else _seen(found)
 
         for at, stat in enumerate(self.task.stats):
-            sides: tuple[Side, ...] = ("dense", "current") if stat.two_sided else (stat.side,)
-            self._add(at, [look(side, stat.tensor) for side in sides], mask)
+            self._add(at, [look(side, name) for side, name in stat.looks], mask)
         self.batch += 1
         return {
             (side, name): write(Path(path), _whole(look(side, name), name))
@@ -121,17 +120,17 @@ class _Run:
             self.refused[at] = f"tensor {stat.tensor!r}: {why}"
         elif not stat.counts(self.batch, self.task.batches):
             state.first_sample += samples_in(looked[0])  # so that samples keep their numbers
-        elif stat.two_sided:
-            state.update(Sides(*looked), self._mask(at, mask, looked[0]))
         else:
-            state.update(looked[0], self._mask(at, mask, looked[0]))
+            batch = Sides(*looked) if stat.two_sided else tuple(looked) if stat.others else looked[0]
+            state.update(batch, self._mask(at, mask, looked[0]))
 
     def _mask(self, at: int, mask: Mask | None, batch: Array) -> Mask | None:
         """The mask as the statistic takes it."""
         if mask is None:
             return None
         request = self.task.stats[at].request
-        patches = isinstance(request, ConvGram | ConvCrossGram)  # which overlap: images count, or do not
+        # Patches overlap: whole images count, or do not.
+        patches = isinstance(request, ConvGram | ConvCrossGram | ConvRegression)
         shape = batch.shape[:1] if patches else batch.shape
         found = placed(mask, shape, channels=None if patches else getattr(request, "axis", None))
         if found is None:

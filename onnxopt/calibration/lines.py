@@ -1,7 +1,9 @@
 """One side of a run by stages: which values can be fed, which leave a stage, and which edits have overtaken."""
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
@@ -14,6 +16,9 @@ from onnxopt.calibration.places import Place
 from onnxopt.calibration.running import Part
 from onnxopt.model import Model
 from onnxopt.statistics import Side
+
+_SIZES, _SCALES = 1024, 16
+"""Elements of integers, and of other numbers, up to which they may be what an operator's shape follows from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,24 @@ class _Written:
 
     key: str
     digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Analysed:
+    """What holds of a model at a revision, in any stage.
+
+    Attributes:
+        revision: which.
+        structure: all that its shapes follow from.
+        reads: its nodes in an order in which they run, each with what it reads of the main graph.
+        shapes, cones: see `Part`.
+    """
+
+    revision: int
+    structure: "_Structure"
+    reads: list[tuple[ir.Node, tuple[ir.Value, ...]]]
+    shapes: Shapes
+    cones: Cones
 
 
 @dataclass(eq=False)
@@ -64,7 +87,7 @@ class Line:
     _stored: dict[ir.Value, _Written] = field(default_factory=dict)
     _writing: dict[ir.Value, _Written] = field(default_factory=dict)
     _exits: dict[ir.Value, _Written] | None = None
-    _analysed: tuple[int, Shapes, Cones] | None = None
+    _analysed: "_Analysed | None" = None
     _seen: tuple[int, Sight] | None = None
     _keys: int = 0
 
@@ -143,28 +166,38 @@ class Line:
         self.frontier.drop(self.side, self._stored.pop(value).key)
 
     def _sight(self) -> Sight:
-        if self._analysed is None or self._analysed[0] != self.model.revision:
-            self._analysed = self.model.revision, self.shapes_of(self.model), Cones(self.model)
-        _, shapes, cones = self._analysed
+        known = self._analysis()
         for value, written in list(self._stored.items()):
-            if not _is_made(value, self.model) or cones.digest(value) != written.digest:
+            if not _is_made(value, self.model) or known.cones.digest(value) != written.digest:
                 self._drop(value)
         inputs = (value for value in self.model.graph.inputs if not value.is_initializer())
         available = frozenset((*inputs, *self._stored))
-        part = Part(self.model, available, shapes, cones, self._types)
-        later, needed = self._rest(part)
+        order = [node for node, _ in known.reads]
+        part = Part(self.model, available, known.shapes, known.cones, self._types, order)
+        later, needed = self._rest(part, known)
         here = (v for v in needed if v.producer() is not None and v.producer() not in later and v not in available)
-        return Sight(part, {value: cones.digest(value) for value in here}, frozenset(needed))
+        return Sight(part, {value: known.cones.digest(value) for value in here}, frozenset(needed))
 
-    def _rest(self, part: Part) -> tuple[set[ir.Node], dict[ir.Value, None]]:
+    def _analysis(self) -> _Analysed:
+        before, revision = self._analysed, self.model.revision
+        if before is None or before.revision != revision:
+            structure = _Structure.of(self.model)
+            # New contents of weights change no shape, and following shapes takes longest.
+            same = before is not None and structure.same(before.structure)
+            shapes = before.shapes if before is not None and same else self.shapes_of(self.model)
+            order = [(node, tuple(_outer(node, self.model))) for node in topological(self.model.graph)]
+            self._analysed = _Analysed(revision, structure, order, shapes, Cones(self.model))
+        assert self._analysed is not None
+        return self._analysed
+
+    def _rest(self, part: Part, known: _Analysed) -> tuple[set[ir.Node], dict[ir.Value, None]]:
         """The nodes of later stages as the graph is now, and the values that they read.
 
         Inserted nodes are later that read from such. What is no tensor is not written: the nodes that make it
         run again in each stage that reads it.
         """
         later, needed = set(self.later), dict[ir.Value, None]()
-        for node in topological(self.model.graph):
-            values = list(_outer(node, self.model))
+        for node, values in known.reads:
             if node in later or any(value.producer() in later for value in values):
                 later.add(node)
                 needed.update(dict.fromkeys(values))
@@ -186,6 +219,36 @@ def _outer(node: ir.Node, model: Model) -> Iterator[ir.Value]:
         maker = value.producer()
         if (value.graph if maker is None else maker.graph) in (None, model.graph):
             yield value
+
+
+@dataclass(frozen=True, eq=False)
+class _Structure:
+    """What shapes follow from: nodes, how they are wired, attributes, and weights, of large ones the shape alone."""
+
+    objects: list[Any]
+    facts: list[Any]
+
+    @classmethod
+    def of(cls, model: Model) -> "_Structure":
+        objects, facts = list[Any](), list[Any]()
+        for node in model.nodes():
+            objects += (node, *node.inputs, *node.outputs, *node.attributes.values())
+            facts += (len(node.inputs), len(node.outputs))
+        for value in model.weights():
+            tensor = value.const_value
+            assert tensor is not None
+            large = tensor.size > (_SIZES if tensor.dtype.is_integer() else _SCALES)
+            objects += (value, None if large else tensor)
+            facts.append((tensor.dtype, tuple(tensor.shape.numpy())) if large else None)
+        return cls(objects, facts)
+
+    def same(self, other: "_Structure") -> bool:
+        """Whether shapes that follow from one follow from the other."""
+        return (
+            len(self.objects) == len(other.objects)
+            and all(map(operator.is_, self.objects, other.objects))
+            and self.facts == other.facts
+        )
 
 
 def _is_made(value: ir.Value, model: Model) -> bool:

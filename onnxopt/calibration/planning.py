@@ -33,8 +33,7 @@ class Want:
     @property
     def watched(self) -> tuple[Watched, ...]:
         """The values that have to be there at once."""
-        sides: tuple[Side, ...] = ("dense", "current") if self.stat.two_sided else (self.stat.side,)
-        return tuple(Watched(self.stat.tensor, side) for side in sides)
+        return tuple(Watched(name, side) for side, name in self.stat.looks)
 
 
 Sizes = Mapping[Watched, int]

@@ -71,6 +71,7 @@ class Part:
         shapes: of its values, at the sizes of the largest batch.
         cones: digests of what computes its values.
         types: of available values, as they turned out to be.
+        order: the model's nodes in an order in which they run; None: found here.
     """
 
     model: Model
@@ -78,6 +79,7 @@ class Part:
     shapes: Shapes
     cones: Cones
     types: Mapping[ir.Value, ir.DataType] = field(default_factory=dict)
+    order: Sequence[ir.Node] | None = None
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
         """Element type of a value; None where unknown."""
@@ -119,7 +121,7 @@ class Part:
         wanted = [self.values[name] for name in dict.fromkeys(names)]
         made = [value for value in wanted if value not in self.available]
         needed = upstream(made, self.available)
-        nodes = [node for node in topological(self.model.graph) if node in needed]
+        nodes = [node for node in self.order or topological(self.model.graph) if node in needed]
         given = [value.name or "" for value in wanted if value in self.available]
         if not nodes:
             return None, given, 0
@@ -242,5 +244,5 @@ class Runner:
 
 def _wanted(side: Side, parts: Mapping[Side, Part], stats: Sequence[Stat[Any]], keep: Sequence[str]) -> list[str]:
     """Names of the values of a side that are looked at."""
-    of_side = [stat.tensor for stat in stats if stat.two_sided or stat.side == side or len(parts) == 1]
+    of_side = [name for stat in stats for each, name in stat.looks if each == side or len(parts) == 1]
     return list(dict.fromkeys([*of_side, *keep]))

@@ -156,7 +156,7 @@ class Stages:
 
     def collect(self, stats: Sequence[Stat[Any]]) -> Collected:
         """See `Stage.collect`."""
-        asked = {side for stat in stats for side in (("dense", "current") if stat.two_sided else (stat.side,))}
+        asked = {side for stat in stats for side, _ in stat.looks}
         if missing := asked - self._lines.keys():
             raise ValueError(f"these stages have no {missing.pop()} side")
         # What has not left the stage has to run anyway, and both sides may be the same.
@@ -275,7 +275,7 @@ def _same(sights: Mapping[Side, Sight], stats: Sequence[Stat[Any]]) -> bool:
     dense, current = sights["dense"], sights["current"]
     leaving = [{value.name: digest for value, digest in sight.leaving.items()} for sight in (dense, current)]
     return leaving[0] == leaving[1] and all(
-        stat.tensor in dense.part.values and stat.tensor in current.part.values
-        and dense.part.digest(stat.tensor) == current.part.digest(stat.tensor)
-        for stat in stats
+        name in dense.part.values and name in current.part.values
+        and dense.part.digest(name) == current.part.digest(name)
+        for stat in stats for _, name in stat.looks
     )  # fmt: skip

@@ -141,6 +141,32 @@ def refit_cross(
     return predictor_cross(cross, current_scatter, kept, ridge).apply(weight)
 
 
+def refit_to_targets(
+    weight: npt.ArrayLike, products: npt.ArrayLike, scatter: npt.ArrayLike, ridge: float = RIDGE
+) -> Array:
+    """Weights `[out, K]` with which given inputs make the best of given targets, drawn towards the weights there are.
+
+        W' = (T + lam W)(G + lam I)^-1 = W + (T - W G)(G + lam I)^-1
+
+    The second form is what is computed: it is small where little is to be mended.
+
+    Args:
+        weight: `[out, K]`.
+        products: `[K, out]`, sum of `(x - mean x)(t - mean t)^T` of inputs x and targets t.
+        scatter: `[K, K]`, of the inputs over the same rows.
+        ridge: see `predictor`.
+
+    Raises:
+        ValueError: shapes that do not fit, entries that are not finite, or `ridge` < 0.
+    """
+    known, wanted, inner = np.asarray(weight, np.float64), np.asarray(products, np.float64), as_scatter(scatter)
+    if known.shape != wanted.shape[::-1] or len(inner) != len(wanted) or not np.isfinite(wanted).all():
+        raise ValueError(f"weights {known.shape}, products {wanted.shape} and a scatter {inner.shape} do not fit")
+    gap = wanted - inner @ known.T
+    new: Array = known + solve_damped(inner, damping(inner, ridge), gap).T
+    return new
+
+
 def bias_change(
     weight: npt.ArrayLike, new_weight: npt.ArrayLike, mean: npt.ArrayLike, current_mean: npt.ArrayLike
 ) -> Array:
@@ -269,4 +295,5 @@ __all__ = [
     "predictor_cross",
     "refit",
     "refit_cross",
+    "refit_to_targets",
 ]

@@ -132,7 +132,8 @@ def without(channels: Channels, units: Sequence[int], readers: Sequence[Reader],
     copies = dict(zip(channels.model.graph, copy.graph, strict=True))
     copy.apply(removal(channel_ids(copy), units))
     if found is not None:
-        layers = damaged(channels, readers, units, (), {reader.linear.node: reader.linear for reader in readers})
-        sums = {reader.linear.node: found[inputs_of(reader)] for reader in readers if not found.why(inputs_of(reader))}
-        refit_alike(copy, [replace(each, node=copies[each.node]) for each in layers if each.node in sums], sums)
+        own = {reader.linear.weight.use: reader for reader in readers}
+        layers = damaged(channels, readers, units, (), {use: reader.linear for use, reader in own.items()})
+        sums = {use: found[inputs_of(reader)] for use, reader in own.items() if not found.why(inputs_of(reader))}
+        refit_alike(copy, [replace(each, node=copies[each.node]) for each in layers if each.use in sums], sums)
     return copy

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxopt.analysis.linear import Linear
+from onnxopt.analysis.linear.recurrent import Layer
 from onnxopt.numerics import elimination
 from onnxopt.numerics.units import Array, Indices
 from onnxopt.pruning.readers import Reader
@@ -15,17 +15,23 @@ WIDEST = 2304
 """Columns of a convolution above which one predictor over channels serves all taps: 9 times smaller matrices."""
 
 
-def taps_apart(linear: Linear) -> bool:
+FEWEST = 10
+"""Columns for each of which there has to be a row, for an order of units to be more than chance."""
+
+
+def taps_apart(linear: Layer) -> bool:
     """Whether each tap of a layer is a column of its own."""
     return linear.kind != "conv_transpose" and linear.shape[2] <= WIDEST
 
 
 def inputs_of(reader: Reader) -> Stat[GramMatrix]:
-    """The Gram matrix of what a layer reads."""
-    return gram(reader.linear, taps=taps_apart(reader.linear))
+    """The Gram matrix of what a layer reads; with few rows for its columns it says nothing of most directions."""
+    linear, apart = reader.linear, taps_apart(reader.linear)
+    columns = linear.shape[2] if apart else linear.in_features
+    return gram(linear, taps=apart, least_rows=max(2, columns // FEWEST))
 
 
-def weights(linear: Linear) -> Array:
+def weights(linear: Layer) -> Array:
     """Its matrices `[groups, out, columns]` where taps are columns, else `[groups, out, features, taps]`."""
     matrix = linear.matrix().astype(np.float64)
     return matrix if taps_apart(linear) else matrix.reshape(*matrix.shape[:2], linear.in_features, linear.taps)

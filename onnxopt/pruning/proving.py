@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from onnxopt.analysis.axes import ChannelGroup, Channels
 from onnxopt.analysis.axes.axis import vector
 from onnxopt.analysis.axes.checking import Checker, describe
 from onnxopt.analysis.axes.rules import REWRITES, key
-from onnxopt.errors import ContractViolation
+from onnxopt.analysis.structure import constant_array
+from onnxopt.errors import ContractViolation, ModelError
 from onnxopt.nodes import label
 from onnxopt.passing import Context, Findings
 
@@ -49,6 +52,21 @@ def proven(
             findings.decline(group.name, rule, why)
         refuted.update(failure.groups)
     return [group for group in chosen if group not in refuted]
+
+
+def check_finite(groups: Sequence[ChannelGroup]) -> None:
+    """Look at every weight that units have entries of, one at a time.
+
+    Raises:
+        ModelError: one holds NaN or infinity, of which no order can be made.
+    """
+    roots = {member.weight.root: None for group in groups for member in group.members}
+    for root in roots:
+        array = constant_array(root)
+        if array is not None and np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ModelError(
+                f"weight {root.name!r} holds NaN or infinity: what it is worth cannot be told; mend the model"
+            )
 
 
 def skipped(channels: Channels, context: Context) -> dict[int, str]:

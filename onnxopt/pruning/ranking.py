@@ -1,6 +1,6 @@
 """In which order the units of a group go, and what is lost with each: the criteria that a recipe can name."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -11,6 +11,8 @@ from onnxopt.analysis.axes.axis import vector
 from onnxopt.analysis.axes.engine import Channels
 from onnxopt.analysis.axes.groups import ChannelGroup
 from onnxopt.analysis.axes.scoring import contents, magnitudes
+from onnxopt.analysis.linear.recurrent import Layer, Recurrent
+from onnxopt.analysis.linear.sources import Use
 from onnxopt.numerics import criteria
 from onnxopt.numerics.elimination import eliminate, energy
 from onnxopt.numerics.importance import normalised
@@ -98,15 +100,23 @@ def ranked(
 
 def is_covered(channels: Channels, group: ChannelGroup, readers: Sequence[Reader]) -> bool:
     """Whether nothing but these layers sums over units of a group."""
-    nodes = {reader.linear.node for reader in readers}
+    covered = {use for reader in readers for use in _covered(reader.linear)}
     units = np.asarray(group.units)
     for consumption in channels.consumed:
-        if consumption.node in nodes:
+        if (consumption.node, consumption.index) in covered:
             continue
         ids = vector(consumption.axis)
         if ids is not None and np.isin(channels.classes.labels[ids], units).any():
             return False
     return bool(readers)
+
+
+def _covered(layer: Layer) -> Iterator[Use]:
+    """The inputs of a layer's node that are summed over as the layer has it."""
+    if isinstance(layer, Recurrent):
+        yield from ((layer.node, index) for index in layer.summed)
+    else:
+        yield from ((layer.node, index) for index in range(len(layer.node.inputs)))
 
 
 def _of_scores(scores: Array) -> Ranking:

@@ -7,10 +7,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.analysis.axes.axis import vector
+from onnxopt.analysis.axes.axis import Axis, vector
 from onnxopt.analysis.axes.engine import Channels
 from onnxopt.analysis.axes.groups import ChannelGroup
-from onnxopt.analysis.linear import Linear
+from onnxopt.analysis.linear.recurrent import Layer, Recurrent
 from onnxopt.statistics import why_no_gram
 
 Ids: TypeAlias = npt.NDArray[np.int64]
@@ -26,7 +26,7 @@ class Reader:
             classes that stay.
     """
 
-    linear: Linear
+    linear: Layer
     classes: Ids
 
     def columns(self, group: int, units: Sequence[int], taps: bool = True) -> list[Ids]:
@@ -46,7 +46,7 @@ class Reader:
         ]
 
 
-def readers(channels: Channels, linears: Iterable[Linear]) -> list[Reader]:
+def readers(channels: Channels, linears: Iterable[Layer]) -> list[Reader]:
     """The layers whose inputs can lose features, in the order of the layers.
 
     Layers that see one feature at a time (depthwise convolutions) sum over none; batches of matrices are left out.
@@ -55,12 +55,43 @@ def readers(channels: Channels, linears: Iterable[Linear]) -> list[Reader]:
     for linear in linears:
         if (linear.in_features == 1 and linear.groups > 1) or why_no_gram(linear):
             continue
-        axes = channels.of(linear.x)
-        ids = None if axes is None else vector(axes[linear.x_axis])
-        if ids is None or len(ids) != linear.groups * linear.in_features:
-            continue
-        found.append(Reader(linear, channels.classes.labels[ids].reshape(linear.groups, -1)))
+        classes = read(channels, linear)
+        if classes is not None:
+            found.append(Reader(linear, classes.reshape(linear.groups, -1)))
     return found
+
+
+def read(channels: Channels, layer: Layer) -> Ids | None:
+    """The classes of the features that come in, over all groups; None where they are not told."""
+    if isinstance(layer, Recurrent):
+        axis, times = _stored(channels, layer, 2), layer.groups
+    else:
+        axes = channels.of(layer.x)
+        axis, times = None if axes is None else axes[layer.x_axis], 1
+    return _classes(channels, axis, times, layer.groups * layer.in_features)
+
+
+def given(channels: Channels, layer: Layer) -> Ids | None:
+    """The same of those that come out: of gates, where the layer is recurrent."""
+    if isinstance(layer, Recurrent):
+        axis, times = _stored(channels, layer, 1), layer.directions
+    else:
+        axes = channels.of(layer.y)
+        axis, times = None if axes is None else axes[layer.y_axis], 1
+    return _classes(channels, axis, times, layer.groups * layer.out_features)
+
+
+def _stored(channels: Channels, layer: Recurrent, place: int) -> Axis | None:
+    """An axis of a recurrent layer's matrix as it is stored, which its directions share."""
+    axes = channels.of_input(layer.node, layer.weight.index)
+    return None if axes is None else axes[place]
+
+
+def _classes(channels: Channels, axis: Axis | None, times: int, count: int) -> Ids | None:
+    ids = None if axis is None else vector(axis)
+    if ids is None or times * len(ids) != count:
+        return None
+    return np.tile(channels.classes.labels[ids], times)
 
 
 def by_group(groups: Sequence[ChannelGroup], found: Sequence[Reader]) -> list[list[Reader]]:

@@ -13,7 +13,7 @@ from onnxopt.numerics.sparsity import Weights, kept_count
 from onnxopt.passing import Findings
 from onnxopt.pruning.inputs import taps_apart
 from onnxopt.pruning.sparse import Wanted
-from onnxopt.statistics import GramMatrix, MinMax, Stat, gram
+from onnxopt.statistics import GramMatrix, MinMax, Range, Stat, gram
 
 
 def names_of(layer: Linear) -> tuple[str, str]:
@@ -85,7 +85,7 @@ def inputs_of(layer: Linear) -> Stat[GramMatrix]:
     return gram(layer, taps=taps_apart(layer))
 
 
-def rows_of(layer: Linear) -> Stat[object]:
+def rows_of(layer: Linear) -> Stat[Range]:
     """Something cheap of a value that has as many rows as `inputs_of` will be of."""
     if layer.kind == "conv" and taps_apart(layer):
         return Stat(layer.node.outputs[0].name or "", MinMax(axis=1))

@@ -11,7 +11,8 @@ from onnxopt.statistics.grams import CrossGram, CrossGramMatrix, Gram, GramMatri
 from onnxopt.statistics.histogram import Distribution, Histogram
 from onnxopt.statistics.moments import MeanAndVariance, Moments
 from onnxopt.statistics.ranges import Magnitude, Magnitudes, MinMax, Range
-from onnxopt.statistics.stat import Share, Side, Stat, cross_gram, gram, why_no_gram
+from onnxopt.statistics.regression import ConvRegression, Regressed, Regression
+from onnxopt.statistics.stat import Share, Side, Stat, cross_gram, gram, regression, why_no_gram
 
 __all__ = [
     "Accumulator",
@@ -19,6 +20,7 @@ __all__ = [
     "Collected",
     "ConvCrossGram",
     "ConvGram",
+    "ConvRegression",
     "CrossGram",
     "CrossGramMatrix",
     "Distribution",
@@ -35,6 +37,8 @@ __all__ = [
     "Moments",
     "Patches",
     "Range",
+    "Regressed",
+    "Regression",
     "Share",
     "Side",
     "Sides",
@@ -42,5 +46,6 @@ __all__ = [
     "State",
     "cross_gram",
     "gram",
+    "regression",
     "why_no_gram",
 ]

@@ -1,7 +1,8 @@
 """Gram matrices of the patches that convolutions see (im2col), of all positions or of a sample of them.
 
 The matrix of patches is never formed: each tap of the kernel reads the image shifted, and a block of positions at a
-time is gathered. Columns are ordered (input feature, taps...), as in the weight; padding counts as the zeros it is.
+time is gathered: of several images, or of some lines of one; where positions are sampled, pixel by pixel. Columns are
+ordered (input feature, taps...), as in the weight; padding counts as the zeros it is.
 """
 
 import math
@@ -63,6 +64,33 @@ class Patches:
             fitting.append(max(0, span // windows.strides[axis] + 1))
         return tuple(fitting)
 
+    def tile(self, spatial: Shape) -> tuple[int, int] | None:
+        """How many images, or lines of one, make a block where all positions are looked at; None: they make none."""
+        sizes = self.sizes(spatial)
+        count, line = math.prod(sizes), math.prod(sizes[1:])
+        within = all(min(self.windows.ends(axis, size)) >= 0 for axis, size in enumerate(spatial))
+        if not within or line > BLOCK or (self.positions is not None and self.positions < count):
+            return None
+        return max(1, BLOCK // max(1, count)), sizes[0] if count <= BLOCK else BLOCK // max(1, line)
+
+    def shifted(self, images: Array, first: int, last: int) -> Iterator[Array]:
+        """For each tap, what some lines of windows see of images `[..., spatial...]`: `[..., lines, rest of sizes]`."""
+        windows, sizes = self.windows, images.shape[-len(self.windows.kernel) :]
+        counts = (last - first, *self.sizes(sizes)[1:])
+        ends = [windows.ends(axis, size) for axis, size in enumerate(sizes)]
+        top = first * windows.strides[0] - ends[0][0]
+        bottom = top + (counts[0] - 1) * windows.strides[0] + windows.reach(0)
+        seen = slice(min(max(top, 0), sizes[0]), min(max(bottom, 0), sizes[0]))
+        wide = [size + sum(end) for size, end in zip(sizes[1:], ends[1:], strict=True)]
+        padded = np.zeros((*images.shape[: -len(sizes)], bottom - top, *wide), float_type(images.dtype))
+        inner = [slice(end[0], end[0] + size) for size, end in zip(sizes[1:], ends[1:], strict=True)]
+        rest = [slice(None)] * len(inner)
+        padded[(..., slice(seen.start - top, seen.stop - top), *inner)] = images[(..., seen, *rest)]
+        for offset in product(*map(range, windows.kernel)):
+            starts = [place * dilation for place, dilation in zip(offset, windows.dilations, strict=True)]
+            steps = zip(starts, counts, windows.strides, strict=True)
+            yield padded[(..., *(slice(start, start + (count - 1) * step + 1, step) for start, count, step in steps))]
+
     def drawn(self, count: int, sample: int) -> Array:
         """Positions to look at, of `count` in all: int64, sorted."""
         if self.positions is None or self.positions >= count:
@@ -105,12 +133,18 @@ class _Buffer:
             else:
                 target[...] = 0
 
+    def tile(self, images: Array, patches: Patches, first: int, last: int) -> None:
+        """Write the patches of some lines of images `[images, features, spatial...]`, from row 0 on."""
+        for tap, seen in enumerate(patches.shifted(images.swapaxes(0, 1), first, last)):
+            rows = math.prod(seen.shape[1:])
+            self.values[:, tap, :rows].reshape(seen.shape)[...] = seen
+
     def rows(self, count: int) -> Array:
         """The first so many rows, `[rows, features * taps]`."""
         return self.values.reshape(-1, self.values.shape[2])[:, :count].T
 
 
-class _PatchState(State[BatchT, ResultT]):
+class PatchState(State[BatchT, ResultT]):
     """Of one side or two, whose patches are gathered at the same positions."""
 
     def __init__(self, request: Accumulator[BatchT, ResultT], patches: Patches, tensor: str, first_sample: int) -> None:
@@ -118,24 +152,45 @@ class _PatchState(State[BatchT, ResultT]):
         self.patches = patches
         self.moments: CoMoments | None = None
 
+    def _patches(self, each: int) -> Patches:
+        """What is looked at on a side; as many positions on both."""
+        return self.patches
+
     def _update(self, sides: tuple[Array, ...], mask: Mask | None) -> None:
         self._check(sides, mask)
         if self.moments is None:
-            columns = (side.shape[1] // self.patches.groups * self.patches.taps for side in sides)
+            columns = (
+                side.shape[1] // self.patches.groups * self._patches(each).taps for each, side in enumerate(sides)
+            )
             self.moments = CoMoments(self.patches.groups, *columns)
         spatial = sides[0].shape[2:]
         count = math.prod(self.patches.sizes(spatial))
         counted = range(len(sides[0])) if mask is None else np.flatnonzero(np.broadcast_to(mask, len(sides[0])))
-        if count:
+        tile = self.patches.tile(spatial)
+        if count and tile is not None:
+            self._tile(sides, np.asarray(counted), spatial, *tile)
+        elif count:
             self._gather(sides, [int(sample) for sample in counted], spatial, count)
         self.samples += len(sides[0])
+
+    def _tile(self, sides: tuple[Array, ...], counted: Array, spatial: Shape, images: int, lines: int) -> None:
+        sizes = self.patches.sizes(spatial)
+        line = math.prod(sizes[1:])
+        capacity = min(images, len(counted)) * lines * line
+        buffers = self._buffers(sides, capacity)
+        for start in range(0, len(counted), images):
+            chosen = counted[start : start + images]
+            some = slice(chosen[0], chosen[-1] + 1) if chosen[-1] - chosen[0] == len(chosen) - 1 else chosen
+            for first in range(0, sizes[0], lines):
+                last = min(first + lines, sizes[0])
+                for each, (buffer, side) in enumerate(zip(buffers, sides, strict=True)):
+                    buffer.tile(side[some], self._patches(each), first, last)
+                self._flush(buffers, len(chosen) * (last - first) * line, 1.0)
 
     def _gather(self, sides: tuple[Array, ...], counted: list[int], spatial: Shape, count: int) -> None:
         used = min(count, self.patches.positions or count)
         capacity = min(BLOCK, used * len(counted))
-        buffers = [_Buffer(side.shape[1], self.patches.taps, capacity, float_type(side.dtype)) for side in sides]
-        # All positions of images that fit into a block are the same ones every time.
-        known = list(self.patches.sources(np.arange(count), spatial)) if used == count <= BLOCK else None
+        buffers = self._buffers(sides, capacity)
         filled = 0
         for sample in counted:
             images = [as_float(side[sample].reshape(side.shape[1], -1)) for side in sides]
@@ -145,11 +200,16 @@ class _PatchState(State[BatchT, ResultT]):
                 if filled + len(chunk) > capacity:
                     self._flush(buffers, filled, count / used)
                     filled = 0
-                sources = known if known is not None else list(self.patches.sources(chunk, spatial))
-                for buffer, image in zip(buffers, images, strict=True):
-                    buffer.fill(filled, image, sources)
+                for each, (buffer, image) in enumerate(zip(buffers, images, strict=True)):
+                    buffer.fill(filled, image, list(self._patches(each).sources(chunk, sides[each].shape[2:])))
                 filled += len(chunk)
         self._flush(buffers, filled, count / used)
+
+    def _buffers(self, sides: tuple[Array, ...], capacity: int) -> list[_Buffer]:
+        return [
+            _Buffer(side.shape[1], self._patches(each).taps, capacity, float_type(side.dtype))
+            for each, side in enumerate(sides)
+        ]
 
     def _flush(self, buffers: list[_Buffer], filled: int, weight: float) -> None:
         assert self.moments is not None
@@ -161,7 +221,9 @@ class _PatchState(State[BatchT, ResultT]):
         rank, first = len(self.patches.windows.kernel), self.first_sample + self.samples
         for each, side in enumerate(sides):
             shape = side.shape
-            if side.ndim != rank + 2 or (shape[0], *shape[2:]) != (len(sides[0]), *sides[0].shape[2:]):
+            spatial = self._patches(each).sizes(shape[2:]) if side.ndim == rank + 2 else ()
+            positions = self.patches.sizes(sides[0].shape[2:])
+            if (len(shape) - 2, shape[:1], spatial) != (rank, sides[0].shape[:1], positions):
                 fitting = f"[samples, features] and {rank} spatial sizes, the same on all sides"
                 raise DataError(
                     f"tensor {self.tensor!r} of shape {list(shape)} does not fit its convolution: {fitting}"
@@ -173,12 +235,12 @@ class _PatchState(State[BatchT, ResultT]):
                 )
             check_groups(shape[1], self.patches.groups, self.tensor)
             if self.moments is not None:
-                same_channels(self.moments.means[each].size // self.patches.taps, shape[1], self.tensor)
+                same_channels(self.moments.means[each].size // self._patches(each).taps, shape[1], self.tensor)
             rows = Rows.of(side, 1, mask, self.tensor)
             check_finite(side, rows, mask, self.tensor, first)
 
     def _merge(self, other: State[BatchT, ResultT]) -> None:
-        assert isinstance(other, _PatchState)
+        assert isinstance(other, PatchState)
         self.moments = joined(self.moments, other.moments, self.tensor)
 
     @property
@@ -199,10 +261,10 @@ class ConvGram(Accumulator[Array, GramMatrix]):
 
     def footprint(self, *shapes: Shape, dtype: npt.DTypeLike = np.float32) -> Footprint:
         """See `Accumulator.footprint`."""
-        return _footprint(self.patches, shapes, dtype)
+        return patches_footprint(self.patches, shapes, dtype)
 
 
-class ConvGramState(_PatchState[Array, GramMatrix]):
+class ConvGramState(PatchState[Array, GramMatrix]):
     """See `ConvGram`."""
 
     def update(self, batch: Array, mask: Mask | None = None) -> None:
@@ -226,10 +288,10 @@ class ConvCrossGram(Accumulator[Sides, CrossGramMatrix]):
 
     def footprint(self, *shapes: Shape, dtype: npt.DTypeLike = np.float32) -> Footprint:
         """See `Accumulator.footprint`; shapes of the dense and of the current side."""
-        return _footprint(self.patches, shapes, dtype)
+        return patches_footprint(self.patches, shapes, dtype)
 
 
-class ConvCrossGramState(_PatchState[Sides, CrossGramMatrix]):
+class ConvCrossGramState(PatchState[Sides, CrossGramMatrix]):
     """See `ConvCrossGram`."""
 
     def update(self, batch: Sides, mask: Mask | None = None) -> None:
@@ -241,7 +303,8 @@ class ConvCrossGramState(_PatchState[Sides, CrossGramMatrix]):
         return cross_gram_matrix(self.moments, self.rows)
 
 
-def _footprint(patches: Patches, shapes: tuple[Shape, ...], dtype: npt.DTypeLike) -> Footprint:
+def patches_footprint(patches: Patches, shapes: tuple[Shape, ...], dtype: npt.DTypeLike) -> Footprint:
+    """An upper bound of the memory for sums of products of patches, of one side or two."""
     entry = float_type(dtype).itemsize
     features = [shape[1] for shape in shapes]
     columns = tuple(-(-each // patches.groups) * patches.taps for each in features)
@@ -249,5 +312,15 @@ def _footprint(patches: Patches, shapes: tuple[Shape, ...], dtype: npt.DTypeLike
     pixels = math.prod(shapes[0][2:])
     images = 2 * entry * pixels * sum(features)
     positions = 8 * math.prod(patches.sizes(shapes[0][2:]))
+    if (tile := patches.tile(shapes[0][2:])) is not None:
+        return Footprint(sums.state, sums.work + entry * sum(features) * _tile_pixels(patches, shapes[0], *tile))
     gathering = entry * BLOCK * max(features) + (9 * patches.taps + 8 * 8 + 8 * sum(patches.windows.kernel)) * BLOCK
     return Footprint(sums.state, sums.work + images + 2 * positions + gathering)
+
+
+def _tile_pixels(patches: Patches, shape: Shape, images: int, lines: int) -> int:
+    """Pixels that are held at once besides the block: images, where they do not follow each other, and padded lines."""
+    windows, spatial = patches.windows, shape[2:]
+    wide = [size + sum(windows.ends(axis, size)) for axis, size in enumerate(spatial)]
+    padded = ((lines - 1) * windows.strides[0] + windows.reach(0)) * math.prod(wide[1:])
+    return min(images, shape[0]) * (math.prod(spatial) + padded)

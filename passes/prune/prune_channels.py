@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 from onnxopt.analysis.axes import ChannelGroup, Channels, channel_ids, frozen, groups, lost_to, removal
 from onnxopt.analysis.axes.constants import Constants, correcting
 from onnxopt.analysis.axes.groups import UnitKind
+from onnxopt.analysis.linear.recurrent import recurrents
 from onnxopt.analysis.parameters import stored
 from onnxopt.errors import DataError, RecipeError
 from onnxopt.globs import is_name, matches
@@ -21,11 +22,12 @@ from onnxopt.passing import Context, Findings, Lossy, Pass
 from onnxopt.pruning import gradients as gradients_
 from onnxopt.pruning.budgets import KeepBytes, KeepLatency, KeepMacs, KeepParams, target
 from onnxopt.pruning.curves import Candidate, measured, without
+from onnxopt.pruning.fitting import Method
 from onnxopt.pruning.inputs import inputs_of
-from onnxopt.pruning.proving import proven, skipped
+from onnxopt.pruning.proving import check_finite, proven, skipped
 from onnxopt.pruning.ranking import NEED_DATA, Evidence, Importance, ranked
 from onnxopt.pruning.readers import Reader, by_group, readers
-from onnxopt.pruning.repair import Method, copied, damaged, repair
+from onnxopt.pruning.repair import copied, damaged, repair
 from onnxopt.pruning.widths import NEAR, Allocation, Budget, by_latency, least_share, share_removed, widths_for
 from onnxopt.statistics import Collected
 
@@ -138,20 +140,21 @@ class PruneChannels(Pass):
         if not any(len(group.units) > 1 for group in found):
             raise RecipeError(f"{self.name}: nothing can be pruned: {_reasons(channels)}; leave the pass out")
         chosen = list(self._allowed(channels, found, context, findings))
+        check_finite(chosen)
         chosen = proven(channels, chosen, context, findings, self.name, self._forced)
         constants = Constants(channels)
         free = constants.free(group for group in chosen if group.exact)
         findings.notes.extend(free.notes)
-        reading = by_group(chosen, readers(channels, context.linears))
+        reading = by_group(chosen, readers(channels, [*context.linears, *recurrents(model)]))
         collected = self._collected(reading, context)
         candidates = list(self._candidates(channels, chosen, reading, collected, free.units, context, findings))
         leaving = self._leaving(channels, candidates, collected, context, findings) if candidates else []
         leaving = _possible(channels, leaving)
+        _explain(channels, findings)
         if leaving:
             self._remove(channels, leaving, reading, constants, free.units, context, findings)
             findings.measures |= _units(found, leaving)
             findings.notes.append(_share(chosen, leaving))
-        _explain(channels, findings)
         return findings
 
     def _collected(self, reading: Sequence[Sequence[Reader]], context: Context) -> Collected | None:
@@ -179,6 +182,7 @@ class PruneChannels(Pass):
     ) -> Iterator[Candidate]:  # fmt: skip
         """The groups that can get narrower, with the order in which their units go."""
         found = gradients_.read(self.gradients, channels.model) if self.gradients else None
+        unfounded = list[str]()
         evidence = Evidence(channels, {"l1": 1, "l2": 2}[self.norm], context.rng, collected, found)
         for group, own in zip(chosen, reading, strict=True):
             width, multiple = len(group.units), self._multiple(group, context.target.name)
@@ -190,13 +194,17 @@ class PruneChannels(Pass):
                 findings.decline(group.name, self.name, self._whole(width, multiple))
                 continue
             importance = self._importance(own, collected)
+            if collected is not None and importance == "magnitude" and (why := _why(own, collected)):
+                unfounded.append(f"{group.name}: {why}")
             yield Candidate(group, own, ranked(group, own, importance, evidence, constant), widths)
+
+        if unfounded:
+            findings.notes.append(f"{len(unfounded)} groups are ranked by magnitude for want of data: {unfounded[0]}")
 
     def _importance(self, own: Sequence[Reader], collected: Collected | None) -> Importance:
         if self.importance != "auto":
             return self.importance
-        told = collected is not None and own and not any(collected.why(inputs_of(reader)) for reader in own)
-        return "elimination" if told else "magnitude"
+        return "elimination" if collected is not None and own and not _why(own, collected) else "magnitude"
 
     def _allocation(self, context: Context) -> Allocation:
         if self.allocation != "auto":
@@ -361,6 +369,11 @@ class PruneChannels(Pass):
         if width <= self.min_width:
             return f"min_width is {self.min_width}"
         return f"no multiple of {multiple} (round_to) lies between its width and the fewest that it may keep"
+
+
+def _why(own: Sequence[Reader], collected: Collected) -> str:
+    """Why nothing is known of what some layers read; empty where something is of all."""
+    return next((why for reader in own if (why := collected.why(inputs_of(reader)))), "")
 
 
 def _possible(channels: Channels, leaving: Sequence[Leaving]) -> list[Leaving]:

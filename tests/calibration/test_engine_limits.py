@@ -20,6 +20,7 @@ from onnxopt.data import Dataset, open_data
 from onnxopt.errors import DataError, OnnxOptError
 from onnxopt.model import Model, load
 from onnxopt.statistics import Gram, MinMax, Moments, Stat, cross_gram, gram
+from onnxopt.statistics.stat import regression
 
 ORACLE = runpy.run_path(str(Path(__file__).with_name("oracle.py")))
 COLLECTING = runpy.run_path(str(Path(__file__).with_name("test_collecting.py")))
@@ -57,6 +58,11 @@ def test_a_model_without_room_for_its_session_goes_part_by_part(monkeypatch: pyt
         assert found.rows(stat) == whole.rows(stat) == sum(batch * tokens for batch, tokens in SIZES)
     assert np.allclose(found[stats[-1]].scatter, whole[stats[-1]].scatter, rtol=1e-5)
     assert "no node of the main graph makes 'gone'" in found.why(stats[-2])
+    late = regression(linears(model)[0], "g")  # reads "x" and, two stages later, what it is compared with
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "has_room", lambda needed: True)
+        expected = RunContext(model, calibration=data).collect([late])[late].products
+    assert np.allclose(staged.collect([late])[late].products, expected, rtol=1e-5)
     ran = dict(nodes)
     assert np.array_equal(staged.collect(stats)[stats[0]].mean, found[stats[0]].mean)
     assert nodes == ran

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from onnxopt.analysis.axes import channel_ids, groups, removal
 from onnxopt.analysis.linear import linears
+from onnxopt.analysis.shapes import infer
 from onnxopt.calibration.staging import Stage
 from onnxopt.context import RunContext
 from onnxopt.data import Dataset, open_data
@@ -181,6 +182,24 @@ def test_downstream_edits_write_nothing_again() -> None:
         if stage.index == 1:
             break
     assert nodes == {"dense": 4}
+
+
+def test_shapes_are_followed_anew_only_where_they_may_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        runs.append(len(runs))
+        return infer(*arguments, **options)
+
+    monkeypatch.setattr("onnxopt.calibration.engine.infer", count)
+    model = parsed(CHAIN)
+    counts = []
+    for stage in RunContext(model, calibration=data_of(model, 4, 2)).stages(["b", "d", "f"]):
+        (reweigh if stage.index < 2 else put_behind)(model, "w3" if stage.index < 2 else "e")
+        stage.close()
+        counts.append(len(runs))
+    first = counts[0]
+    assert counts == [first, first, first + 1, first + 1 + 1]
 
 
 def test_a_border_value_that_is_an_output_and_gets_another_name() -> None:

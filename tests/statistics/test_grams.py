@@ -21,6 +21,19 @@ def test_a_large_mean_does_not_drown_the_spread(mean: float) -> None:
     assert np.abs(_gram(rows).scatter[0] - exact).max() < 1e-6 * exact.max()
 
 
+@pytest.mark.parametrize("jump", [1e2, 1e5])
+def test_rows_that_drift_lose_no_more_than_their_spread_allows(jump: float) -> None:
+    """Blocks are taken about the mean of those before, which may lie far off."""
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(3000, 8)) + place * jump for place in (0, 1, -1, 3, 3, 3, 3)]
+    rows = np.concatenate(parts).astype(np.float32)
+    wide = rows.astype(np.float64)
+    exact = (wide - wide.mean(0)).T @ (wide - wide.mean(0))
+    result = _gram(rows)
+    assert np.abs(result.scatter[0] - exact).max() < 2e-6 * exact.max()
+    assert np.abs(result.mean[0] - wide.mean(0)).max() < 1e-6 * wide.std(0).max()
+
+
 @pytest.mark.parametrize("rows", [7, 2048, 5000])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_symmetric_to_the_bit_and_never_negative(rows: int, groups: int) -> None:
