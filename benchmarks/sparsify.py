@@ -40,6 +40,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "50 % global": {"ratio": 0.5, "method": "global"},
     "50 % sparsegpt, not sequential": {"ratio": 0.5, "method": "sparsegpt", "sequential": False},
     "2:4 sparsegpt, not sequential": {"pattern": "2:4", "method": "sparsegpt", "sequential": False},
+    "50 % sparsegpt, 4 rounds": {"ratio": 0.5, "method": "sparsegpt", "rounds": 4},
+    "2:4 sparsegpt, 4 rounds": {"pattern": "2:4", "method": "sparsegpt", "rounds": 4},
     "70 % magnitude": {"ratio": 0.7, "method": "magnitude"},
     "70 % wanda": {"ratio": 0.7, "method": "wanda"},
     "70 % sparsegpt": {"ratio": 0.7, "method": "sparsegpt"},

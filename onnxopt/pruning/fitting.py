@@ -162,21 +162,22 @@ class _ByTargets:
         return float(spread + seen.count * np.sum(offset**2))
 
 
-def by_targets(layer: Damaged, now: Linear, shapes: Shapes) -> list[Way]:
+def by_targets(layer: Damaged, now: Layer, shapes: Shapes) -> list[Way]:
     """The ways to fit a layer to what it gave: first as a part of the stream that it is added to."""
-    if now.kind == "conv_transpose":
+    dense = layer.dense
+    if not isinstance(now, Linear) or not isinstance(dense, Linear) or now.kind == "conv_transpose":
         return []
-    found, stream = list[Way](), _stream(layer, now, shapes)
-    for target, less in ([stream] if stream else []) + [(layer.dense.y.name or "", None)]:
+    found, stream = list[Way](), _stream(dense, now, layer.rows, shapes)
+    for target, less in ([stream] if stream else []) + [(dense.y.name or "", None)]:
         products = [regression(now, target, less, share=share) for share in _SHARES]
         found.append(_ByTargets(layer, products, [gram(now, share=share) for share in _SHARES]))
     return found
 
 
-def _stream(layer: Damaged, now: Linear, shapes: Shapes) -> tuple[str, str | None] | None:
+def _stream(dense: Linear, now: Linear, rows: Indices, shapes: Shapes) -> tuple[str, str | None] | None:
     """The sum that a layer's outputs go into in the dense model, and the other summand in the current one."""
-    sums = [_added(linear.y) for linear in (layer.dense, now)]
-    if sums[0] is None or sums[1] is None or len(layer.rows) < layer.dense.groups * layer.dense.out_features:
+    sums = [_added(linear.y) for linear in (dense, now)]
+    if sums[0] is None or sums[1] is None or len(rows) < dense.groups * dense.out_features:
         return None
     total, other = sums[0][0], sums[1][1]
     if shapes.of(other) is None or shapes.of(other) != shapes.of(now.y):

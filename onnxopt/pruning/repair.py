@@ -11,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.analysis.axes.engine import Channels
-from onnxopt.analysis.linear import Linear
 from onnxopt.analysis.linear.layer import Store
 from onnxopt.analysis.linear.recurrent import Layer, layers_of
 from onnxopt.analysis.linear.sources import Use
@@ -107,8 +106,7 @@ def _mend(
     if now is None or now.groups != layer.dense.groups:
         findings.decline(layer.node, rule, "not refitted: it has other groups than in the dense model")
         return
-    targets = isinstance(now, Linear) and taps_apart(now) and not layer.makes_up
-    ways = by_targets(layer, now, context.shapes) if targets else []
+    ways = by_targets(layer, now, context.shapes) if taps_apart(now) and not layer.makes_up else []
     ways += [by_inputs(layer, now)] if now.x.name == layer.dense.x.name else []
     why = "its inputs are no longer those of the dense model in part"
     for way in ways:

@@ -1,28 +1,26 @@
 """How many units each group keeps: what is asked for, what may be, and what that comes to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from onnxopt.analysis.axes.engine import Channels
-from onnxopt.analysis.axes.groups import ChannelGroup
 from onnxopt.analysis.cost import Cost as ModelCost
 from onnxopt.errors import RecipeError
 from onnxopt.numerics.allocation import Cost, Curve, Term, greedy, rate_distortion, uniform
 from onnxopt.numerics.allocation_cost import Widths
 from onnxopt.numerics.allocation_steps import Unreachable
+from onnxopt.numerics.criteria import under_thresholds
 from onnxopt.pruning.budgets import target
 from onnxopt.pruning.costs import Of, cost_model, full
 from onnxopt.pruning.curves import Candidate
 from onnxopt.pruning.floors import floor
 
-Allocation = Literal["uniform", "global", "distortion"]
+Allocation = Literal["uniform", "global", "isomorphic", "distortion"]
 
-_TRIES = 7
-NEAR = 0.03
-"""How near to its target, relatively, a measured latency has to be."""
+_HALVINGS = 20
 
 
 @dataclass(frozen=True)
@@ -80,51 +78,40 @@ def _allocated(
 ) -> Widths:
     if allocation == "uniform":
         return uniform([each.width for each in candidates], model, wanted, [each.widths for each in candidates])
+    if allocation == "isomorphic":
+        return _isomorphic(candidates, model, wanted)
     if allocation == "global":
         return greedy(curves, model, wanted)
     return rate_distortion(curves, model, wanted)
 
 
+def _isomorphic(candidates: Sequence[Candidate], model: Cost, wanted: float) -> Widths:
+    """The smallest share that every kind of units loses, each by a ranking of its own, for the budget to be met."""
+    scores = [np.maximum(np.diff(each.ranking.losses, prepend=0.0), 0.0) for each in candidates]
+    kinds = [each.group.kind for each in candidates]
+    most = [each.width - int(each.widths[0]) for each in candidates]
+
+    def widths(share: float) -> Widths:
+        lost = under_thresholds(scores, kinds, share, most)
+        return np.array(
+            [_nearest(each, each.width - gone) for each, gone in zip(candidates, lost, strict=True)], np.int64
+        )
+
+    low, high = 0.0, 1.0
+    if model.total(widths(high)) > wanted:
+        raise Unreachable(wanted, float(model.total([int(each.widths[0]) for each in candidates])))
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if model.total(widths(middle)) <= wanted else (middle, high)
+    return widths(high)
+
+
+def _nearest(candidate: Candidate, width: float) -> int:
+    """The allowed width that is nearest, the larger of two as near."""
+    descending = candidate.widths[::-1]
+    return int(descending[np.argmin(np.abs(descending - width))])
+
+
 def share_removed(candidates: Sequence[Candidate], ratio: float) -> Widths:
     """The allowed widths that are nearest to a share of each group, the larger of two as near."""
-    return np.array(
-        [each.widths[::-1][np.argmin(np.abs(each.widths[::-1] - (1 - ratio) * each.width))] for each in candidates],
-        np.int64,
-    )
-
-
-def least_share(channels: Channels, groups: Sequence[ChannelGroup], cost: ModelCost, narrowest: Widths) -> float:
-    """The share of MACs that is left with all groups at their narrowest."""
-    return float(cost_model(channels, groups, cost, "macs").total(narrowest)) / full(cost, "macs")
-
-
-def by_latency(
-    wanted: float, widths: Callable[[float], Widths], measured: Callable[[Widths], float], least: float
-) -> tuple[Widths, float]:
-    """Widths at which a model takes a share of its time.
-
-    MACs decide how groups get narrower; how much of them to keep is searched by measuring, for time is not in
-    proportion to them.
-
-    Args:
-        wanted: share of the time.
-        widths: share of MACs -> widths that keep it.
-        measured: widths -> share of the time.
-        least: share of MACs that can be kept at least.
-
-    Returns:
-        The widths, of those that were tried the nearest to what is wanted, and their share of the time.
-    """
-    low, high, share = least, 1.0, max(least, min(1.0, wanted))
-    best: tuple[float, Widths, float] | None = None
-    for _ in range(_TRIES):
-        chosen = widths(share)
-        found = measured(chosen)
-        if best is None or abs(found - wanted) < best[0]:
-            best = abs(found - wanted), chosen, found
-        if abs(found - wanted) <= NEAR * wanted:
-            break
-        low, high = (low, share) if found > wanted else (share, high)
-        share = (low + high) / 2
-    assert best is not None
-    return best[1], best[2]
+    return np.array([_nearest(each, (1 - ratio) * each.width) for each in candidates], np.int64)

@@ -13,6 +13,7 @@ from onnxopt.statistics.moments import MeanAndVariance, Moments
 from onnxopt.statistics.ranges import Magnitude, Magnitudes, MinMax, Range
 from onnxopt.statistics.regression import ConvRegression, Regressed, Regression
 from onnxopt.statistics.stat import Share, Side, Stat, cross_gram, gram, regression, why_no_gram
+from onnxopt.statistics.state_grams import StateGram
 
 __all__ = [
     "Accumulator",
@@ -44,6 +45,7 @@ __all__ = [
     "Sides",
     "Stat",
     "State",
+    "StateGram",
     "cross_gram",
     "gram",
     "regression",

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,11 +86,16 @@ class Patches:
         padded = np.zeros((*images.shape[: -len(sizes)], bottom - top, *wide), float_type(images.dtype))
         inner = [slice(end[0], end[0] + size) for size, end in zip(sizes[1:], ends[1:], strict=True)]
         rest = [slice(None)] * len(inner)
-        padded[(..., slice(seen.start - top, seen.stop - top), *inner)] = images[(..., seen, *rest)]
+        target: tuple[Any, ...] = (..., slice(seen.start - top, seen.stop - top), *inner)
+        source: tuple[Any, ...] = (..., seen, *rest)
+        padded[target] = images[source]
         for offset in product(*map(range, windows.kernel)):
             starts = [place * dilation for place, dilation in zip(offset, windows.dilations, strict=True)]
             steps = zip(starts, counts, windows.strides, strict=True)
-            yield padded[(..., *(slice(start, start + (count - 1) * step + 1, step) for start, count, step in steps))]
+            at: tuple[Any, ...] = (
+                ..., *(slice(start, start + (count - 1) * step + 1, step) for start, count, step in steps)
+            )  # fmt: skip
+            yield padded[at]
 
     def drawn(self, count: int, sample: int) -> Array:
         """Positions to look at, of `count` in all: int64, sorted."""

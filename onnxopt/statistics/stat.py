@@ -86,7 +86,7 @@ def gram(
     patches = _patches(linear, taps, positions)
     request: Accumulator[Any, GramMatrix]
     if isinstance(linear, Recurrent) and linear.reads_states:
-        request = StateGram(groups=linear.groups, reverse=linear.is_reversed)
+        request = StateGram(groups=linear.groups)
     else:
         request = ConvGram(patches) if patches else Gram(axis=linear.x_axis, groups=linear.groups)
     return Stat(linear.x.name or "", request, side, share, least_rows=least_rows)

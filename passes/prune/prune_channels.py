@@ -20,15 +20,16 @@ from onnxopt.numerics.allocation_cost import Widths
 from onnxopt.passes.prune import Names, checked, names_of, not_found
 from onnxopt.passing import Context, Findings, Lossy, Pass
 from onnxopt.pruning import gradients as gradients_
-from onnxopt.pruning.budgets import KeepBytes, KeepLatency, KeepMacs, KeepParams, target
-from onnxopt.pruning.curves import Candidate, measured, without
+from onnxopt.pruning.budgets import KeepBytes, KeepLatency, KeepMacs, KeepParams
+from onnxopt.pruning.curves import Candidate, measured
 from onnxopt.pruning.fitting import Method
 from onnxopt.pruning.inputs import inputs_of
+from onnxopt.pruning.latency import widths_for_latency
 from onnxopt.pruning.proving import check_finite, proven, skipped
 from onnxopt.pruning.ranking import NEED_DATA, Evidence, Importance, ranked
 from onnxopt.pruning.readers import Reader, by_group, readers
 from onnxopt.pruning.repair import copied, damaged, repair
-from onnxopt.pruning.widths import NEAR, Allocation, Budget, by_latency, least_share, share_removed, widths_for
+from onnxopt.pruning.widths import Allocation, Budget, share_removed, widths_for
 from onnxopt.statistics import Collected
 
 _PREFERRED: Mapping[tuple[str, str], int] = {("cpu", "conv"): 8}
@@ -90,8 +91,9 @@ class PruneChannels(Pass):
     )
     allocation: Literal["auto"] | Allocation = Field(
         "auto", description="uniform: each group loses the same share; global: one ranking of all groups by loss for "
-        "what it saves; distortion: what changes the outputs least, measured. auto: distortion for keep_macs and the "
-        "like with calibration data, else uniform"
+        "what it saves; isomorphic: one ranking for each kind of units, all kinds losing the same share; distortion: "
+        "what changes the outputs least, measured. auto: distortion for keep_macs and the like with calibration data, "
+        "else uniform"
     )  # fmt: skip
     repair: Literal["auto", "none"] | Method = Field(
         "auto", description="what layers that lose inputs get: least-squares: new weights, stage by stage; bias: a "
@@ -247,32 +249,8 @@ class PruneChannels(Pass):
         budget = self._budget()
         if budget.of != "latency":
             return widths_for(budget, allocation, channels, candidates, curves, context.cost)
-        model = channels.model
-        before = context.times([model])
-        if before is None:
-            raise RecipeError(f"{budget.option}: latency cannot be measured here; give keep_macs instead")
-        wanted = budget.value if isinstance(budget.value, float) else target(budget.value, 0.0) / before[0]
-
-        def widths(share: float) -> Widths:
-            part = Budget(budget.option, "macs", share)
-            return widths_for(part, allocation, channels, candidates, curves, context.cost)
-
-        def time(chosen: Widths) -> float:
-            units = [
-                unit for each, width in zip(candidates, chosen.tolist(), strict=True) for unit in each.leaving(width)
-            ]
-            found = context.times([model, without(channels, channels.spared(units), (), None)])
-            if found is None:
-                raise RecipeError(f"{budget.option}: latency cannot be measured here; give keep_macs instead")
-            return found[1] / found[0]
-
-        narrowest = np.array([each.widths[0] for each in candidates], np.int64)
-        least = least_share(channels, [each.group for each in candidates], context.cost, narrowest)
-        chosen, share = by_latency(wanted, widths, time, least)
+        chosen, share = widths_for_latency(budget, allocation, channels, candidates, curves, context)
         findings.measures["latency_share"] = share
-        if share > wanted * (1 + NEAR):
-            floor = f"the least that was measured is {share:.0%}"
-            raise RecipeError(f"{budget.option} of {budget.value} cannot be reached: {floor} of the time")
         return chosen
 
     def _asked(self) -> str:

@@ -1,24 +1,16 @@
 """Sparse weights: single weights become zero, and where there are data the others make up for them."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, prod
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import onnx_ir as ir
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from onnxopt.analysis.linear import Linear, find_linears
+from onnxopt.analysis.linear.recurrent import Layer
+from onnxopt.analysis.linear.sources import Use
 from onnxopt.errors import DataError, RecipeError
 from onnxopt.globs import is_name, matches
 from onnxopt.model import Model
@@ -42,28 +34,20 @@ from onnxopt.pruning.sparse_layers import (
     too_small,
     unfit,
 )
+from onnxopt.pruning.sparse_pattern import Pattern, parsed
 from onnxopt.statistics import Collected, Stat, why_no_gram
 
 Method = Literal["magnitude", "wanda", "sparsegpt", "global"]
 
 _NEED_DATA = frozenset({"wanda", "sparsegpt"})
-_PATTERN = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
+
+_NO_DATA, _UNSEEN, _FEW = (
+    "there are no calibration data", "their inputs cannot be seen", "they see fewer rows than they have inputs",
+)  # fmt: skip
+"""Why auto takes magnitude."""
 
 _NAMED = 3
 """Layers that a note names."""
-
-
-def _written(value: Any) -> Any:
-    """What was written as N:M: YAML reads 2:4 as a number of base 60."""
-    is_number = isinstance(value, int) and not isinstance(value, bool) and value > 60
-    return ":".join(map(str, divmod(value, 60))) if is_number else value
-
-
-def _pattern(text: str) -> str:
-    found = _PATTERN.fullmatch(text)
-    if found is None or int(found[1]) >= int(found[2]):
-        raise ValueError("a pattern is N:M like 2:4, with N of every M weights kept and N smaller than M")
-    return text
 
 
 Patterns = Annotated[tuple[str, ...], AfterValidator(checked)]
@@ -85,14 +69,14 @@ class Sparsify(Pass):
     overridable = ("ratio", "pattern", "method", "damp", "block")
 
     ratio: float | None = Field(None, gt=0, lt=1, description="share of weights to set to zero, between 0 and 1")
-    pattern: Annotated[str, AfterValidator(_pattern), BeforeValidator(_written)] | None = Field(
+    pattern: Pattern = Field(
         None, description="N:M like 2:4: of every M weights along the inputs of an output N are kept; at each tap of a "
         "kernel the inputs are its channels"
     )  # fmt: skip
     method: Literal["auto"] | Method = Field(
         "auto", description="magnitude: the smallest go; wanda: those that add least to an output; sparsegpt: those "
         "that cost least when the others make up for them; global: the smallest of all layers together. auto: "
-        "sparsegpt with calibration data, wanda where a layer sees fewer rows than it has inputs, else magnitude"
+        "sparsegpt with calibration data of as many rows as a layer has inputs, else magnitude"
     )  # fmt: skip
     sequential: bool = Field(
         True, description="statistics of a layer are those after the layers before it got their zeros, stage by stage; "
@@ -140,8 +124,7 @@ class Sparsify(Pass):
         if self.pattern is None:
             assert self.ratio is not None
             return 1 - self.ratio
-        n, m = self.pattern.split(":")
-        return int(n), int(m)
+        return parsed(self.pattern)
 
     def run(self, model: Model, context: Context) -> Findings:
         """Choose layers and methods, then change the weights of one layer after the other."""
@@ -231,30 +214,35 @@ class Sparsify(Pass):
         instead: dict[str, list[str]] = {}
         for job in jobs:
             settled = self._settled(job, stats.get(job), found, findings)
+            if isinstance(settled, str):
+                instead.setdefault(settled, []).append(job.linear.name)
+                settled = replace(job, method="magnitude")
             if settled is not None:
                 yield settled
-                if job.options.method == "auto" and settled.method != "sparsegpt":
-                    instead.setdefault(settled.method, []).append(job.linear.name)
-        findings.notes += _fallbacks(instead, bool(context.samples))
+        findings.notes += _fallbacks(instead)
 
-    def _settled(self, job: "_Job", stat: Stat[Any] | None, found: Collected, findings: Findings) -> "_Job | None":
-        """A layer with its method; None where it is declined."""
+    def _settled(
+        self, job: "_Job", stat: Stat[Any] | None, found: Collected, findings: Findings
+    ) -> "_Job | str | None":
+        """A layer with its method, or why it gets magnitude in place of SparseGPT; None where it is declined."""
         method, layer = job.options.method, job.linear
         if method in ("magnitude", "global"):
             return replace(job, method=method)
-        why = (why_no_gram(layer) or "no calibration data") if stat is None else found.why(stat)
+        why = why_no_gram(layer) or _NO_DATA if stat is None else found.why(stat)
         if why and method != "auto":
             findings.decline(layer.name, self.name, f"{method} cannot see its inputs: {why}")
             return None
         if why or stat is None:
-            return replace(job, method="magnitude")
+            return why if why == _NO_DATA else _UNSEEN
         rows, columns = found.rows(stat), columns_of(layer)
-        if method == "sparsegpt" and rows < columns:
-            raise DataError(
-                f"{self.name}: sparsegpt needs {columns} rows of calibration data at layer {layer.name}, which gets "
-                f"{rows}: give about {ceil(columns / rows)} times as many samples, or method auto: wanda in such layers"
-            )
-        return replace(job, method="wanda" if method == "wanda" or rows < columns else "sparsegpt")
+        if method == "wanda" or rows >= columns:
+            return replace(job, method="wanda" if method == "wanda" else "sparsegpt")
+        if method == "auto":
+            return _FEW
+        raise DataError(
+            f"{self.name}: sparsegpt needs {columns} rows of calibration data at layer {layer.name}, which gets "
+            f"{rows}: give about {ceil(columns / rows)} times as many samples, or method auto: magnitude in such layers"
+        )
 
     def _visits(self, jobs: "Sequence[_Job]", context: Context) -> "Iterator[tuple[list[_Job], Collected]]":
         """The layers in the order in which they are changed, with the statistics of those that need any."""
@@ -316,7 +304,7 @@ class _Work:
     context: Context
     findings: Findings
     rule: str
-    dense: Mapping[ir.Node, Linear]
+    dense: Mapping[Use, Layer]
     total: int
     done: int = 0
     tally: dict[str, int] = field(default_factory=dict)
@@ -332,7 +320,7 @@ class _Work:
         if not np.array_equal(before, after):
             self.model.apply(job.linear.replaced(after, store=self.context.store, rule=self.rule))
         if last:
-            dense = self.dense.get(job.linear.node)
+            dense = self.dense.get(job.linear.weight.use)
             self._tell(job, before if dense is None else dense.matrix(), after, seen)
 
     def _tell(self, job: _Job, before: Weights, after: Weights, seen: Array | None) -> None:
@@ -383,12 +371,8 @@ def _with_counts(jobs: Sequence[_Job]) -> list[_Job]:
     return [replace(job, count=counts.get(job, 0)) for job in jobs]
 
 
-def _fallbacks(instead: Mapping[str, Sequence[str]], with_data: bool) -> Iterator[str]:
-    """What is to be said of layers that auto gave another method than SparseGPT."""
-    if instead and not with_data:
-        yield "without calibration data the smallest weights go; with data the others make up for them (sparsegpt)"
-        return
-    for method, names in instead.items():
-        why = {"wanda": "they see fewer rows than they have inputs", "magnitude": "their inputs cannot be seen"}[method]
+def _fallbacks(instead: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What is to be said of layers that auto gave magnitude in place of SparseGPT."""
+    for why, names in instead.items():
         some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-        yield f"{len(names)} layers are made sparse by {method} in place of sparsegpt, as {why}: {some}"
+        yield f"in {len(names)} layers the smallest weights go and nothing makes up for them, as {why}: {some}"

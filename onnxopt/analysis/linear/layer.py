@@ -71,6 +71,11 @@ class Parameter:
         return self.source.form.dtype
 
     @property
+    def use(self) -> Use:
+        """Who reads it, as which input: what tells the layers of a model apart."""
+        return self.node, self.index
+
+    @property
     def overridable(self) -> bool:
         """Whether the root is listed as a graph input, so that callers may feed another tensor (IR 3: always)."""
         return self.root.is_graph_input()

@@ -62,7 +62,7 @@ def _put_matrix(edit: Edit, layer: "Linear", matrix: Array, dtype: ir.DataType |
         if dtype is None and np.array_equal(matrix, layer.matrix()):
             return
         edit.set_attribute(layer.node, "alpha", 1.0)
-    _put(edit, layer.weight, layer.layout.to_stored(matrix), dtype, store)
+    put(edit, layer.weight, layer.layout.to_stored(matrix), dtype, store)
     if isinstance(layer.layout, Filters) and matrix.shape[0] != layer.layout.group:
         edit.set_attribute(layer.node, "group", matrix.shape[0])
 
@@ -78,7 +78,7 @@ def _put_bias(edit: Edit, layer: "Linear", bias: Array, groups: int, out: int) -
                 return
             edit.set_attribute(layer.node, "beta", 1.0)
         axes = (1,) * (len(layer.bias.shape) - len(shape))
-        _put(edit, layer.bias, bias.reshape(*axes, *shape), None, None)
+        put(edit, layer.bias, bias.reshape(*axes, *shape), None, None)
         return
     if layer.kind == "matmul" or layer.addend is not None:
         _append_add(edit, layer, bias.reshape(shape))
@@ -117,7 +117,7 @@ def _new_weight(edit: Edit, layer: "Linear", stem: str, array: Array) -> ir.Valu
     return edit.add_weight(f"{layer.name}_{stem}", as_stored(array, layer.dtype, None, layer.name), graph)
 
 
-def _put(edit: Edit, parameter: "Parameter", array: Array, dtype: ir.DataType | None, store: "Store | None") -> None:
+def put(edit: Edit, parameter: "Parameter", array: Array, dtype: ir.DataType | None, store: "Store | None") -> None:
     """Store an array for one reader, and let it be read without the steps that led to the old one."""
     reader, root = (parameter.node, parameter.index), parameter.root
     storage = _storage(parameter) if dtype is None else dtype

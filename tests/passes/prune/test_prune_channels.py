@@ -227,7 +227,8 @@ def test_names_that_match_nothing(option: str) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"ratio": 0}, "ratio"), ({"ratio": 1.0}, "ratio"), ({"ratio": -1}, "ratio"), ({}, "give one of ratio, keep_macs"),
+        ({"ratio": 0}, "ratio"), ({"ratio": 1.0}, "ratio"), ({"ratio": -1}, "ratio"),
+        ({}, "give one of ratio, keep_macs"),
         ({"ratio": 0.5, "keep_macs": 0.5}, "ratio and keep_macs are given"), ({"keep_macs": 300}, "keep_macs"),
         ({"ratio": 0.5, "include": ["re:("]}, r"'re:\(' is no regular expression"),
         ({"ratio": 0.5, "kinds": ["head"]}, "did you mean heads"), ({"ratio": 0.5, "round_to": 0}, "round_to"),

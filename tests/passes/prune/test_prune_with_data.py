@@ -77,7 +77,8 @@ def test_what_is_redundant_goes_without_loss() -> None:
 
 @pytest.mark.parametrize("options", [
     {"keep_macs": 0.5}, {"keep_params": 0.6}, {"keep_macs": 0.5, "allocation": "uniform"},
-    {"keep_macs": 0.4, "allocation": "global"}, {"keep_macs": 0.5, "importance": "swaps"},
+    {"keep_macs": 0.4, "allocation": "global"}, {"keep_macs": 0.5, "allocation": "isomorphic"},
+    {"keep_macs": 0.5, "importance": "swaps"},
 ])  # fmt: skip
 def test_budgets_are_met(options: dict[str, Any]) -> None:
     proto = network((16, 24), (20,))
@@ -132,7 +133,8 @@ def test_gradients_of_the_users(tmp_path: Path) -> None:
     np.savez(path, **gradients)
     model, _ = pruned(proto, ratio=0.7, importance="taylor", gradients=str(path), repair="none")
     kept = next(value for value in model.weights() if value.name == "last").const_value
-    assert kept is not None and np.array_equal(kept.numpy(), weights["last"][:, 7:13])
+    assert kept is not None
+    assert np.array_equal(kept.numpy(), weights["last"][:, 7:13])
     np.savez(path, last=np.zeros((2, 2), np.float32))
     with pytest.raises(DataError, match=r"'last' of shape \[2, 2\]: the weight has \[4, 20\]"):
         pruned(proto, ratio=0.7, importance="taylor", gradients=str(path))

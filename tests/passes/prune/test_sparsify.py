@@ -196,11 +196,12 @@ def test_every_form_of_every_operator(form: str) -> None:
     assert np.count_nonzero(weight(model)) <= np.ceil(weight(model).size / 2)
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "global"])
-@pytest.mark.parametrize("wanted", [{"ratio": 0.4}, {"pattern": "2:4"}])
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [(method, wanted) for method in METHODS for wanted in ({"ratio": 0.4}, {"pattern": "2:4"})]
+    + [("global", {"ratio": 0.4})],
+)
 def test_a_second_run_changes_nothing(method: str, wanted: dict[str, Any]) -> None:
-    if method == "global" and "pattern" in wanted:
-        pytest.skip("global takes a ratio")
     once, _ = sparse(mlp(), XS, method=method, **wanted)
     twice, findings = sparse(once.proto(), XS, method=method, **wanted)
     assert not findings.changed
