@@ -180,9 +180,7 @@ def run(session: ort.InferenceSession, values: Mapping[str, Any]) -> dict[str, A
     return bind(session, values)()
 
 
-def run_raw(
-    session: ort.InferenceSession, values: Mapping[str, Any], names: Sequence[str]
-) -> dict[str, ort.OrtValue]:
+def run_raw(session: ort.InferenceSession, values: Mapping[str, Any], names: Sequence[str]) -> dict[str, ort.OrtValue]:
     """Some outputs of `session` as the runtime holds them, to be looked at one after the other (`feeds.viewed`).
 
     Raises:

@@ -98,8 +98,10 @@ def test_a_worker_that_is_killed_between_stages(tmp_path: Path) -> None:
         for stage in calibration.stages(model, ["a", "c"]):
             if stage.index == 1:
                 calibration.statistics.runner.tell = lambda at, total, what: kill(worker, at)
+                before = files(tmp_path / "here")
                 with pytest.raises(WorkerDied):
                     stage.collect([stat])
+                assert files(tmp_path / "here") == before
                 calibration.statistics.runner.tell = None
                 again = stage.collect([stat])[stat].scatter
     assert np.allclose(again, RunContext(model, calibration=data).collect([stat])[stat].scatter)
@@ -293,6 +295,22 @@ def test_masks_of_frames_that_a_convolution_sees_one_by_one(staged: bool) -> Non
     kept = x.reshape(20, -1)[mask.reshape(-1)].astype(np.float64)
     assert np.allclose(found[stats[1]].gram()[0], kept.T @ kept, rtol=1e-5, atol=1e-5)
     assert not context.calibration.notes()
+
+
+def test_masks_of_tokens_where_a_convolution_runs_over_them() -> None:
+    """Patches overlap, so a sample counts whole, or not where all of it is padding."""
+    text = '<ir_version: 8, opset_import: ["": 18]> g (float[N,3,T] x) => (float[N,2,T] y) <float[2,3,3] w>'
+    model = parsed(text + "{ y = Conv <pads = [1, 1]> (x, w) }")
+    rng = np.random.default_rng(0)
+    x, mask = rng.standard_normal((6, 3, 5)).astype(np.float32), rng.random((6, 5)) < 0.5
+    mask[2] = False
+    data = open_data({"x": x, "mask/pad": mask}, model.signature, mask="pad")
+    stat = gram(linears(model)[0])
+    found = RunContext(model, calibration=data).collect([stat])
+    alone = open_data({"x": x[[0, 1, 3, 4, 5]]}, model.signature)
+    assert found.rows(stat) == 5 * 5
+    expected = RunContext(model, calibration=alone).collect([stat])
+    assert np.allclose(found[stat].gram(), expected[stat].gram())
 
 
 def test_a_mask_that_fits_no_axis_is_told() -> None:

@@ -202,9 +202,15 @@ def test_shapes_are_followed_anew_only_where_they_may_have_changed(monkeypatch: 
     assert counts == [first, first, first + 1, first + 1 + 1]
 
 
+SKIP = """<ir_version: 8, opset_import: ["": 18]>
+skip (float[N,4] x) => (float[N,3] y, float[N,6] b) <float[4,6] w1, float[6,6] w2, float[6,3] w3> {
+  a = MatMul (x, w1)  b = Relu (a)  c = MatMul (b, w2)  d = Relu (c)  e = Add (d, b)  f = Tanh (e)  y = MatMul (f, w3)
+}"""
+
+
 def test_a_border_value_that_is_an_output_and_gets_another_name() -> None:
     """An output keeps its name, so what lies on disk under it is called differently by then."""
-    model = parsed(CHAIN)
+    model = parsed(SKIP)
     dense, data = load(model.proto()), data_of(model, 4, 2)
     for stage in RunContext(model, calibration=data).stages(["b", "d", "f"]):
         look(stage, dense, model, data)
@@ -225,6 +231,9 @@ def test_an_early_value_that_a_late_inserted_node_reads_stays() -> None:
             edit.insert([both], after=c.producer())
             edit.rewire(c, both.outputs[0])
             model.apply(edit)
+            stage.close()
+            assert context.calibration.statistics.runner.nodes == {"dense": 2}  # nothing of later stages
+            continue
         look(stage, dense, model, data)
 
 

@@ -45,6 +45,7 @@ def test_the_same_as_the_whole_model(name: str) -> None:
     expected = whole.collect(stats.values())
     run_ = staged.stages()
     assert len(run_) > 3
+    estimate = run_.frontier_bytes()
     seen = set()
     for stage in run_:
         here = [stats[node] for node in stage.nodes if node in stats]
@@ -57,6 +58,8 @@ def test_the_same_as_the_whole_model(name: str) -> None:
     runner = staged.calibration.statistics.runner
     assert runner.nodes["dense"] <= len(list(model.graph))
     assert runner.nodes["current"] == 0
+    assert estimate is not None
+    assert 0 < run_.peak_bytes <= estimate < 4 * run_.peak_bytes  # of two sides, which here are one
     assert not list(runner.folder.glob("frontier*"))
     assert not list(runner.folder.glob("*.onnx*"))
 

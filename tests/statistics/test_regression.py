@@ -95,7 +95,7 @@ def test_positions_are_those_of_the_inputs() -> None:
     state = ConvRegression(Patches(windows, positions=20)).begin("x")
     state.update((images, images))
     found = state.result()
-    assert found.rows == 60 and found.count == 192
+    assert (found.rows, found.count) == (60, 192)
     middle = found.products[0].reshape(2, 9, 2)[:, 4]
     assert np.allclose(middle, middle.T)
 

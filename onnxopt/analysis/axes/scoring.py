@@ -188,9 +188,7 @@ def _spread(node: ir.Node, index: int, shape: tuple[int, ...], axis: int) -> npt
     return found
 
 
-def contents(
-    channels: Channels, group: ChannelGroup, factors: Mapping[str, npt.NDArray[Any]] | None = None
-) -> Scores:
+def contents(channels: Channels, group: ChannelGroup, factors: Mapping[str, npt.NDArray[Any]] | None = None) -> Scores:
     """What the weights that make units hold of each, `[units, n]`; one weight in memory at a time.
 
     Args:
