@@ -38,8 +38,9 @@ NAMES = ("resnet20_cifar_dynamo", "digits_transformer_legacy", "fashion_se_net_l
 HEAD = (
     "Gram matrices of all linear layers; seconds are medians of {rounds}, one thread: a plain run of the data in the "
     "same session mode, the products alone by BLAS in float32, collecting at once, and stage by stage. Ratio: at once "
-    "to run + BLAS. Files between stages, at most; peak memory of the worker, at once and stage by stage (130 MiB of it "
-    "are the libraries'). A model that runs in milliseconds pays a tenth of a second for its part being written and opened.",
+    "to run + BLAS. Files between stages, at most; peak memory of the worker, at once and stage by stage (130 MiB of "
+    "it are the libraries'). A model that runs in milliseconds pays a tenth of a second for its part being written and "
+    "opened.",
     "",
     "| model | samples | layers | stages | run s | BLAS s | at once s | ratio | staged s | on disk MiB | at once MiB "
     "| staged MiB |",
