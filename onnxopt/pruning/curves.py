@@ -88,6 +88,8 @@ def measured(
     try:
         levels, began, curves = LEVELS, time.monotonic(), list[Curve]()
         for at, candidate in enumerate(candidates):
+            if at and time.monotonic() - began > seconds:
+                break
             context.progress(at, len(candidates), "measuring what each group loses")
             curves.append(_curve(channels, candidate, levels, found, probe))
             spent = (time.monotonic() - began) / (at + 1)
@@ -95,9 +97,22 @@ def measured(
             needed = spent * (len(candidates) - at - 1) / len(levels)
             levels = next((each for each in (LEVELS, _HALF) if needed * len(each) <= left), _ONE)
         short = "" if levels is LEVELS else ", for lack of time at fewer widths"
-        return curves, f"losses of {len(curves)} groups were measured at the outputs{short}"
+        told = f"losses of {len(curves)} groups were measured at the outputs{short}"
+        if rest := candidates[len(curves) :]:
+            told = f"{told}; of the other {len(rest)} they follow from the rankings (max_seconds)"
+            curves += _like(candidates[: len(curves)], curves, rest)
+        return curves, told
     finally:
         probe.close()
+
+
+def _like(known: Sequence[Candidate], curves: Sequence[Curve], rest: Sequence[Candidate]) -> list[Curve]:
+    """What the rankings of other groups say, scaled as measurements scale those of known ones, in the middle."""
+    pairs = [(curve.losses[0], each.by_ranking().losses[0]) for each, curve in zip(known, curves, strict=True)]
+    factors = [measured / ranked for measured, ranked in pairs if measured > 0 and ranked > 0]
+    factor = float(np.median(factors)) if factors else 1.0
+    own = [each.by_ranking() for each in rest]
+    return [Curve(each.widths, each.losses * factor) for each in own]
 
 
 def _curve(

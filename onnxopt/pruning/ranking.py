@@ -61,6 +61,7 @@ class Evidence:
         rng: for what is random.
         found: Gram matrices; None without data.
         gradients: initializer -> gradient of the loss, averaged over samples.
+        consumers: who sums over units of each group that is to be ranked, see `consumers`.
     """
 
     channels: Channels
@@ -68,6 +69,7 @@ class Evidence:
     rng: np.random.Generator
     found: Collected | None
     gradients: Gradients | None
+    consumers: Mapping[ChannelGroup, Collection[Use]]
 
 
 def ranked(
@@ -84,7 +86,7 @@ def ranked(
         evidence: what it is made from.
         first: units that go before all others: constant ones.
     """
-    if importance in NEED_DATA and not is_covered(evidence.channels, group, readers):
+    if importance in NEED_DATA and not _covers(readers, evidence.consumers[group]):
         importance = "magnitude"
     if importance in ("elimination", "swaps"):
         sides = [each.scaled() for each in _seen(group, readers, evidence)]
@@ -100,15 +102,26 @@ def ranked(
 
 def is_covered(channels: Channels, group: ChannelGroup, readers: Sequence[Reader]) -> bool:
     """Whether nothing but these layers sums over units of a group."""
-    covered = {use for reader in readers for use in _covered(reader.linear)}
-    units = np.asarray(group.units)
+    return _covers(readers, consumers(channels, [group])[group])
+
+
+def consumers(channels: Channels, groups: Sequence[ChannelGroup]) -> dict[ChannelGroup, list[Use]]:
+    """Who sums over units of groups, as which input: of all groups at once, in one pass over the graph."""
+    owner = np.full(channels.classes.count, -1, np.int64)
+    for at, group in enumerate(groups):
+        owner[list(group.units)] = at
+    found: dict[ChannelGroup, list[Use]] = {group: [] for group in groups}
     for consumption in channels.consumed:
-        if (consumption.node, consumption.index) in covered:
-            continue
         ids = vector(consumption.axis)
-        if ids is not None and np.isin(channels.classes.labels[ids], units).any():
-            return False
-    return bool(readers)
+        if ids is not None:
+            here = np.unique(owner[channels.classes.labels[ids]])
+            for at in here[here >= 0].tolist():
+                found[groups[at]].append((consumption.node, consumption.index))
+    return found
+
+
+def _covers(readers: Sequence[Reader], uses: Collection[Use]) -> bool:
+    return bool(readers) and {use for reader in readers for use in _covered(reader.linear)}.issuperset(uses)
 
 
 def _covered(layer: Layer) -> Iterator[Use]:

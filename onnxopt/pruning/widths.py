@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxopt.analysis.axes.engine import Channels
 from onnxopt.analysis.cost import Cost as ModelCost
+from onnxopt.analysis.linear.recurrent import Recurrent
 from onnxopt.errors import RecipeError
 from onnxopt.numerics.allocation import Cost, Curve, Term, greedy, rate_distortion, uniform
 from onnxopt.numerics.allocation_cost import Widths
@@ -31,11 +32,24 @@ class Budget:
         option: that asks for it.
         of: what is counted: units, or see `costs.Of`.
         value: the share, or an amount with its unit.
+        added: how much of it a repair may add, see `added_by_repair`.
     """
 
     option: str
     of: Of | Literal["units", "latency"]
     value: float | str
+    added: float = 0.0
+
+
+def added_by_repair(candidates: Sequence[Candidate], of: str) -> float:
+    """Parameters, or their bytes, of the biases that layers may get which have none; of MACs there are none."""
+    readers = dict.fromkeys(reader for each in candidates for reader in each.readers)
+    bare = [each.linear for each in readers if each.linear.bias_vector() is None]
+    if of not in ("params", "bytes"):
+        return 0.0
+    # Of a recurrent layer W and R have one bias each, in one tensor.
+    rows = [(each.groups * each.out_features * (1 + isinstance(each, Recurrent)), each.dtype) for each in bare]
+    return float(sum(count * (dtype.itemsize if of == "bytes" else 1) for count, dtype in rows))
 
 
 def widths_for(
@@ -64,6 +78,7 @@ def widths_for(
         assert budget.of != "latency"
         model = cost_model(channels, groups, cost, budget.of)
         wanted = target(budget.value, full(cost, budget.of))
+        wanted = min(wanted, max(wanted - budget.added, model.total([int(each.widths[0]) for each in candidates])))
     try:
         return _allocated(allocation, candidates, curves, model, wanted)
     except Unreachable as error:

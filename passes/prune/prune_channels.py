@@ -1,6 +1,7 @@
 """Structured pruning: what matters least leaves the model for good, and with it all that it touches."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import ceil, gcd
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -24,12 +25,13 @@ from onnxopt.pruning.budgets import KeepBytes, KeepLatency, KeepMacs, KeepParams
 from onnxopt.pruning.curves import Candidate, measured
 from onnxopt.pruning.fitting import Method
 from onnxopt.pruning.inputs import inputs_of
+from onnxopt.pruning.joint import least_distorting
 from onnxopt.pruning.latency import widths_for_latency
 from onnxopt.pruning.proving import check_finite, proven, skipped
-from onnxopt.pruning.ranking import NEED_DATA, Evidence, Importance, ranked
+from onnxopt.pruning.ranking import NEED_DATA, Evidence, Importance, consumers, ranked
 from onnxopt.pruning.readers import Reader, by_group, readers
 from onnxopt.pruning.repair import copied, damaged, repair
-from onnxopt.pruning.widths import Allocation, Budget, share_removed, widths_for
+from onnxopt.pruning.widths import Allocation, Budget, added_by_repair, share_removed, widths_for
 from onnxopt.statistics import Collected
 
 _PREFERRED: Mapping[tuple[str, str], int] = {("cpu", "conv"): 8}
@@ -185,7 +187,8 @@ class PruneChannels(Pass):
         """The groups that can get narrower, with the order in which their units go."""
         found = gradients_.read(self.gradients, channels.model) if self.gradients else None
         unfounded = list[str]()
-        evidence = Evidence(channels, {"l1": 1, "l2": 2}[self.norm], context.rng, collected, found)
+        power, uses = {"l1": 1, "l2": 2}[self.norm], consumers(channels, chosen)
+        evidence = Evidence(channels, power, context.rng, collected, found, uses)
         for group, own in zip(chosen, reading, strict=True):
             width, multiple = len(group.units), self._multiple(group, context.target.name)
             least = max(self.min_width, 1 if self._allocation(context) == "uniform" else ceil((1 - _MOST) * width))
@@ -227,12 +230,25 @@ class PruneChannels(Pass):
         if allocation == "uniform" and self.ratio is not None:
             widths = share_removed(candidates, self.ratio)
         else:
-            curves = [each.by_ranking() for each in candidates]
+            ranking = curves = [each.by_ranking() for each in candidates]
             if allocation == "distortion":
                 fitted = collected if self.repair != "none" else None
-                curves, how = measured(channels, candidates, fitted, context, self.max_seconds)
+                try:
+                    curves, how = measured(channels, candidates, fitted, context, self.max_seconds)
+                except DataError as error:  # the outputs may be labels
+                    if self.allocation != "auto":
+                        raise
+                    how = f"what groups lose follows from their rankings: {error}"
                 findings.notes.append(how)
             widths = self._within_budget(channels, candidates, curves, allocation, context, findings)
+            if curves is not ranking and self.keep_latency is None:
+                others: tuple[tuple[str, Allocation], ...] = (("one ranking", "global"), ("equal shares", "uniform"))
+                ways = {"measured losses": widths} | {
+                    way: self._within_budget(channels, candidates, ranking, other, context, findings)
+                    for way, other in others
+                }
+                widths, how = least_distorting(channels, candidates, ways, fitted, context)
+                findings.notes.append(how)
         leaving = []
         for candidate, width in zip(candidates, widths.tolist(), strict=True):
             if width < candidate.width:
@@ -248,6 +264,8 @@ class PruneChannels(Pass):
     ) -> Widths:  # fmt: skip
         budget = self._budget()
         if budget.of != "latency":
+            if self._method(context) is not None:
+                budget = replace(budget, added=added_by_repair(candidates, budget.of))
             return widths_for(budget, allocation, channels, candidates, curves, context.cost)
         chosen, share = widths_for_latency(budget, allocation, channels, candidates, curves, context)
         findings.measures["latency_share"] = share
