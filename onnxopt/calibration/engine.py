@@ -116,7 +116,7 @@ class Calibration:
         part = self._work(model, data).part("current")
         largest = max((size for name in part.values if (size := part.nbytes(name)) is not None), default=0)
         fitting = self.statistics.bytes_allowed * data.largest_batch // max(1, _PARTS * largest)
-        if data.batch_count < FOLD:  # so that fits can be checked on batches of their own, see `Stat.share`
+        if data.batch_count == 1:  # so that fits can be checked on batches of their own, see `Stat.share`
             fitting = min(fitting, data.samples // FOLD)
         return data.rebatched(max(1, fitting)) if fitting < data.largest_batch and data.divisible else data
 

@@ -114,8 +114,13 @@ class Way(Protocol):
         ...
 
 
+def _plenty(count: float, columns: int) -> bool:
+    """Whether a fit to so many rows needs no check on others."""
+    return count >= _FEW * columns
+
+
 def _ridge(count: float, columns: int) -> float:
-    return _RIDGES[count < _FEW * columns]
+    return _RIDGES[not _plenty(count, columns)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +143,7 @@ class _ByTargets:
         for group, dense in enumerate(weights(layer.dense)):
             left = dense[layer.own_rows(group)][:, layer.columns(layer.kept[group])]
             plain, refitted = self._fit(found, 0, group, left, False), self._fit(found, 0, group, left, True)
-            better = method == "least-squares"
+            better = method == "least-squares" and (checked or _plenty(found[self.inputs[0]].count, left.shape[1]))
             if better and checked:
                 tried = [self._mistake(found, group, self._fit(found, 1, group, left, each)) for each in (False, True)]
                 better = tried[1] < tried[0]
@@ -166,6 +171,8 @@ def by_targets(layer: Damaged, now: Layer, shapes: Shapes) -> list[Way]:
     """The ways to fit a layer to what it gave: first as a part of the stream that it is added to."""
     dense = layer.dense
     if not isinstance(now, Linear) or not isinstance(dense, Linear) or now.kind == "conv_transpose":
+        return []
+    if dense.addend is not None or now.addend is not None:  # what it gives holds what no bias can stand for
         return []
     found, stream = list[Way](), _stream(dense, now, layer.rows, shapes)
     for target, less in ([stream] if stream else []) + [(dense.y.name or "", None)]:
@@ -217,7 +224,8 @@ class _ByInputs:
         checked = taps_apart(layer.dense) and not any(found.why(stat) for stat in self.stats())
         for group, weight in enumerate(weights(layer.dense)):
             weight[:, layer.columns(layer.ignored[group])] = 0
-            better = method == "least-squares"
+            columns = len(layer.columns(layer.kept[group]))
+            better = method == "least-squares" and (checked or _plenty(found[self.current[0]].count, columns))
             if better and checked:
                 tried = [
                     self._mistake(found, group, weight, self._fit(found, 1, group, weight, r)) for r in (False, True)

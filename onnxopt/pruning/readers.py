@@ -1,16 +1,18 @@
 """Which columns of which layers read the units that can be removed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnxopt.analysis.axes.axis import Axis, vector
 from onnxopt.analysis.axes.engine import Channels
 from onnxopt.analysis.axes.groups import ChannelGroup
 from onnxopt.analysis.linear.recurrent import Layer, Recurrent
+from onnxopt.analysis.linear.sources import Use
 from onnxopt.statistics import why_no_gram
 
 Ids: TypeAlias = npt.NDArray[np.int64]
@@ -103,3 +105,17 @@ def by_group(groups: Sequence[ChannelGroup], found: Sequence[Reader]) -> list[li
         for at in sorted(here):
             result[at].append(reader)
     return result
+
+
+def others(channels: Channels, known: Collection[Use], removed: Iterable[int]) -> list[ir.Node]:
+    """Who else weighs units that will go and sums over them: what is quantized or shared, batches, Einsum, ..."""
+    going, found = np.zeros(channels.classes.count, bool), dict[ir.Node, None]()
+    going[list(removed)] = True
+    for each in channels.consumed:
+        weight = each.node.inputs[each.index]
+        if weight is None or not channels.is_constant(weight) or (each.node, each.index) in known:
+            continue
+        ids = vector(each.axis)
+        if ids is not None and going[channels.classes.labels[ids]].any():
+            found[each.node] = None
+    return list(found)

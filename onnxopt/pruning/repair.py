@@ -14,6 +14,8 @@ from onnxopt.analysis.axes.engine import Channels
 from onnxopt.analysis.linear.layer import Store
 from onnxopt.analysis.linear.recurrent import Layer, layers_of
 from onnxopt.analysis.linear.sources import Use
+from onnxopt.analysis.shapes import Shapes
+from onnxopt.errors import ModelError
 from onnxopt.model import Model
 from onnxopt.numerics.units import Array
 from onnxopt.passing import Context, Findings, Stage, Stages
@@ -87,35 +89,39 @@ def repair(
     todo: dict[ir.Node, list[Damaged]] = {}
     for layer in layers:
         todo.setdefault(layer.node, []).append(layer)
-    tally = {"refitted": 0, "bias_only": 0}
+    tally, shapes = {"refitted": 0, "bias_only": 0}, context.shapes  # which no repair changes
     for stage in stages:
         here = [layer for node in stage.nodes for layer in todo.get(node, ())]
         if here:
             current = {each.weight.use: each for each in layers_of(model)}
             for layer in here:
-                _mend(model, context, stage, layer, current.get(layer.use), method, findings, tally, rule)
+                _mend(model, context, shapes, stage, layer, current.get(layer.use), method, findings, tally, rule)
         stage.close()
     findings.measures |= {f"layers_{name}": count for name, count in tally.items()}
 
 
 def _mend(
-    model: Model, context: Context, stage: Stage, layer: Damaged, now: Layer | None, method: Method,
+    model: Model, context: Context, shapes: Shapes, stage: Stage, layer: Damaged, now: Layer | None, method: Method,
     findings: Findings, tally: dict[str, int], rule: str,
 ) -> None:  # fmt: skip
     """Give one layer its weights."""
     if now is None or now.groups != layer.dense.groups:
         findings.decline(layer.node, rule, "not refitted: it has other groups than in the dense model")
         return
-    ways = by_targets(layer, now, context.shapes) if taps_apart(now) and not layer.makes_up else []
+    ways = by_targets(layer, now, shapes) if taps_apart(layer.dense) and not layer.makes_up else []
     ways += [by_inputs(layer, now)] if now.x.name == layer.dense.x.name else []
     why = "its inputs are no longer those of the dense model in part"
     for way in ways:
         found = stage.collect(way.stats())
         why = way.why(found)
-        if not why:
-            fits = way.fits(found, method)
+        for how in () if why else dict.fromkeys((method, "bias")):
+            fits = way.fits(found, how)
             matrix, bias = np.stack([fit.weight for fit in fits]), np.concatenate([fit.bias for fit in fits])
-            _replace(model, now, matrix, bias, rule, context.store)
+            try:
+                _replace(model, now, matrix, bias, rule, context.store)
+            except ModelError as error:  # the type that it is stored in may not reach so far
+                why = str(error)
+                continue
             tally["refitted" if any(fit.refitted for fit in fits) else "bias_only"] += 1
             return
     findings.decline(layer.node, rule, f"not refitted: {why}")

@@ -1,7 +1,7 @@
 """How many units each group keeps: what is asked for, what may be, and what that comes to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,9 @@ from onnxopt.pruning.floors import floor
 Allocation = Literal["uniform", "global", "isomorphic", "distortion"]
 
 _HALVINGS = 20
+
+_LEAST = 0.1
+"""Share of a group that stays where groups lose different shares, unless the budget takes more."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +73,45 @@ def widths_for(
         RecipeError: the budget is less than the groups can reach; says what that is.
     """
     groups = [each.group for each in candidates]
-    if budget.of == "units":
-        model = Cost(0.0, tuple(Term(1.0, (at,)) for at in range(len(candidates))))
-        least = float(sum(int(each.widths[0]) for each in candidates))  # a ratio is a wish
-        wanted = max(least, target(budget.value, float(sum(each.width for each in candidates))))
-    else:
-        assert budget.of != "latency"
-        model = cost_model(channels, groups, cost, budget.of)
-        wanted = target(budget.value, full(cost, budget.of))
-        wanted = min(wanted, max(wanted - budget.added, model.total([int(each.widths[0]) for each in candidates])))
+    model, wanted = _counted(budget, channels, candidates, cost)
+    least = float(model.total([int(each.widths[0]) for each in candidates]))
+    wanted = max(least, wanted) if budget.of == "units" else min(wanted, max(wanted - budget.added, least))
     try:
         return _allocated(allocation, candidates, curves, model, wanted)
     except Unreachable as error:
         narrowest = [int(each.widths[0]) for each in candidates]
-        assert budget.of != "units"
-        told = floor(channels, groups, cost, budget.of, narrowest)
+        assert budget.of not in ("units", "latency")
+        told = floor(channels, groups, cost, budget.of, narrowest)  # type: ignore[arg-type]
         raise RecipeError(f"{budget.option} of {budget.value} cannot be reached: {told}") from error
+
+
+def capped(budget: Budget, channels: Channels, candidates: Sequence[Candidate], cost: ModelCost) -> Sequence[Candidate]:
+    """The candidates, none of which loses more than nine tenths, if the budget can be met so; else as they are.
+
+    Under that hardly anything is measured, and all that is known of a group is how it loses more.
+    """
+    if budget.of == "latency":
+        return candidates
+    kept = [
+        replace(each, widths=each.widths[each.widths >= min(_LEAST * each.width, each.widths[-1])])
+        for each in candidates
+    ]
+    if budget.of == "units":  # a ratio is a wish
+        return kept
+    model, wanted = _counted(budget, channels, kept, cost)
+    return kept if model.total([int(each.widths[0]) for each in kept]) <= wanted - budget.added else candidates
+
+
+def _counted(
+    budget: Budget, channels: Channels, candidates: Sequence[Candidate], cost: ModelCost
+) -> tuple[Cost, float]:
+    """What widths cost, and what they may."""
+    if budget.of == "units":
+        model = Cost(0.0, tuple(Term(1.0, (at,)) for at in range(len(candidates))))
+        return model, target(budget.value, float(sum(each.width for each in candidates)))
+    assert budget.of != "latency"
+    model = cost_model(channels, [each.group for each in candidates], cost, budget.of)
+    return model, target(budget.value, full(cost, budget.of))
 
 
 def _allocated(

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import ceil, gcd
-from typing import Annotated, Literal, Self, TypeAlias
+from math import gcd
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from onnxopt.analysis.axes import ChannelGroup, Channels, channel_ids, frozen, groups, lost_to, removal
+from onnxopt.analysis.axes import ChannelGroup, Channels, channel_ids, groups, removal
 from onnxopt.analysis.axes.constants import Constants, correcting
 from onnxopt.analysis.axes.groups import UnitKind
+from onnxopt.analysis.cost import Cost as ModelCost
 from onnxopt.analysis.linear.recurrent import recurrents
 from onnxopt.analysis.parameters import stored
 from onnxopt.errors import DataError, RecipeError
@@ -21,7 +22,9 @@ from onnxopt.numerics.allocation_cost import Widths
 from onnxopt.passes.prune import Names, checked, names_of, not_found
 from onnxopt.passing import Context, Findings, Lossy, Pass
 from onnxopt.pruning import gradients as gradients_
-from onnxopt.pruning.budgets import KeepBytes, KeepLatency, KeepMacs, KeepParams
+from onnxopt.pruning import telling
+from onnxopt.pruning.budgets import KeepBytes, KeepLatency, KeepMacs, KeepParams, target
+from onnxopt.pruning.costs import full
 from onnxopt.pruning.curves import Candidate, measured
 from onnxopt.pruning.fitting import Method
 from onnxopt.pruning.inputs import inputs_of
@@ -29,9 +32,10 @@ from onnxopt.pruning.joint import least_distorting
 from onnxopt.pruning.latency import widths_for_latency
 from onnxopt.pruning.proving import check_finite, proven, skipped
 from onnxopt.pruning.ranking import NEED_DATA, Evidence, Importance, consumers, ranked
-from onnxopt.pruning.readers import Reader, by_group, readers
+from onnxopt.pruning.readers import Reader, by_group, others, readers
 from onnxopt.pruning.repair import copied, damaged, repair
-from onnxopt.pruning.widths import Allocation, Budget, added_by_repair, share_removed, widths_for
+from onnxopt.pruning.telling import Leaving
+from onnxopt.pruning.widths import Allocation, Budget, added_by_repair, capped, share_removed, widths_for
 from onnxopt.statistics import Collected
 
 _PREFERRED: Mapping[tuple[str, str], int] = {("cpu", "conv"): 8}
@@ -44,11 +48,8 @@ ONNX Runtime convolves in blocks of 8 or 16 channels: between 64 channels and 48
 _ROUNDED = frozenset({"conv", "neurons", "residual"})
 """Kinds whose units are single rows of a matrix; a head or a recurrent unit is a block of its own."""
 
-_MOST = 0.9
-"""Share of one group that can go where groups lose different shares."""
-
-_REASONS = 3
-"""Reasons to give where nothing can be pruned."""
+_SHORT = 0.9
+"""Less of a budget than this is worth a word."""
 
 _BUDGETS = {
     "ratio": "units",
@@ -58,9 +59,6 @@ _BUDGETS = {
     "keep_latency": "latency",
 }
 """Options of which one is given -> what they count."""
-
-Leaving: TypeAlias = tuple[ChannelGroup, list[int]]
-"""A group and the units that it loses."""
 
 Patterns = Annotated[tuple[str, ...], AfterValidator(checked)]
 
@@ -88,16 +86,16 @@ class PruneChannels(Pass):
     keep_latency: KeepLatency = Field(
         None, description="time of one run to keep, measured here: a share, or a time like '12ms'"
     )
-    importance: Literal["auto"] | Importance = Field(
+    importance: Literal["auto", Importance] = Field(
         "auto", description="in which order units go; auto: elimination with calibration data, else magnitude"
     )
-    allocation: Literal["auto"] | Allocation = Field(
+    allocation: Literal["auto", Allocation] = Field(
         "auto", description="uniform: each group loses the same share; global: one ranking of all groups by loss for "
         "what it saves; isomorphic: one ranking for each kind of units, all kinds losing the same share; distortion: "
         "what changes the outputs least, measured. auto: distortion for keep_macs and the like with calibration data, "
         "else uniform"
     )  # fmt: skip
-    repair: Literal["auto", "none"] | Method = Field(
+    repair: Literal["auto", "none", Method] = Field(
         "auto", description="what layers that lose inputs get: least-squares: new weights, stage by stage; bias: a "
         "corrected bias; auto: least-squares with calibration data, else none"
     )  # fmt: skip
@@ -142,7 +140,7 @@ class PruneChannels(Pass):
         channels, findings = channel_ids(model), Findings()
         found = groups(channels)
         if not any(len(group.units) > 1 for group in found):
-            raise RecipeError(f"{self.name}: nothing can be pruned: {_reasons(channels)}; leave the pass out")
+            raise RecipeError(f"{self.name}: nothing can be pruned: {telling.reasons(channels)}; leave the pass out")
         chosen = list(self._allowed(channels, found, context, findings))
         check_finite(chosen)
         chosen = proven(channels, chosen, context, findings, self.name, self._forced)
@@ -154,11 +152,11 @@ class PruneChannels(Pass):
         candidates = list(self._candidates(channels, chosen, reading, collected, free.units, context, findings))
         leaving = self._leaving(channels, candidates, collected, context, findings) if candidates else []
         leaving = _possible(channels, leaving)
-        _explain(channels, findings)
+        telling.explain(channels, findings)
         if leaving:
             self._remove(channels, leaving, reading, constants, free.units, context, findings)
-            findings.measures |= _units(found, leaving)
-            findings.notes.append(_share(chosen, leaving))
+            findings.measures |= telling.units_by_kind(found, leaving)
+            findings.notes.append(telling.share(chosen, leaving))
         return findings
 
     def _collected(self, reading: Sequence[Sequence[Reader]], context: Context) -> Collected | None:
@@ -191,9 +189,8 @@ class PruneChannels(Pass):
         evidence = Evidence(channels, power, context.rng, collected, found, uses)
         for group, own in zip(chosen, reading, strict=True):
             width, multiple = len(group.units), self._multiple(group, context.target.name)
-            least = max(self.min_width, 1 if self._allocation(context) == "uniform" else ceil((1 - _MOST) * width))
             constant = [unit for unit in group.units if unit in free]
-            widths = allowed_widths(width, multiple, least)
+            widths = allowed_widths(width, multiple, self.min_width)
             widths = widths[: np.searchsorted(widths, max(width - len(constant), 1)) + 1]  # nothing is lost with these
             if widths.tolist() == [width]:
                 findings.decline(group.name, self.name, self._whole(width, multiple))
@@ -230,6 +227,7 @@ class PruneChannels(Pass):
         if allocation == "uniform" and self.ratio is not None:
             widths = share_removed(candidates, self.ratio)
         else:
+            candidates = capped(self._budget(), channels, candidates, context.cost)
             ranking = curves = [each.by_ranking() for each in candidates]
             if allocation == "distortion":
                 fitted = collected if self.repair != "none" else None
@@ -254,7 +252,7 @@ class PruneChannels(Pass):
             if width < candidate.width:
                 leaving.append((candidate.group, candidate.leaving(width)))
             else:
-                why = f"its share of {self._asked()} rounds to none, or others lose less"
+                why = f"{self._asked()} is met without it, or its share rounds to none"
                 findings.decline(candidate.group.name, self.name, why)
         return leaving
 
@@ -281,13 +279,15 @@ class PruneChannels(Pass):
     ) -> None:  # fmt: skip
         """Take units out, with what constant ones gave put into the biases of their readers, and repair these."""
         model, removed = channels.model, [unit for _, units in leaving for unit in units]
-        before = sum(each.params for each in stored(model))
+        before, full_cost = sum(each.params for each in stored(model)), context.cost
         corrections = constants.corrections(free.intersection(removed), removed)
         method, stages, layers = self._method(context), None, []
         if method is not None:
             layers = damaged(
                 channels, dict.fromkeys(reader for each in reading for reader in each), removed, free, copied(model)
             )
+            for node in others(channels, {layer.use for layer in layers}, removed):
+                findings.decline(node, self.name, "not refitted: its weights are quantized or shared, or no one matrix")
             stages = context.stages()
         model.apply(removal(channels, removed, self.name))
         if corrections:
@@ -297,10 +297,22 @@ class PruneChannels(Pass):
         for group, units in leaving:
             what = f"{len(group.units)} -> {len(group.units) - len(units)}, {group.parameters} parameters each"
             findings.change(group.name, self.name, f"{group.kind}: {what}")
+        if told := self._reached(context, full_cost):
+            findings.notes.append(told)
         after = sum(each.params for each in stored(model))
         findings.measures |= {"parameters_before": before, "parameters_after": after}
         if lost := len(free.intersection(removed)):
             findings.notes.append(f"{lost} of the units are constant: they go first, and nothing is lost with them")
+
+    def _reached(self, context: Context, before: ModelCost) -> str:
+        """What was asked for beside what came of it, and why they differ."""
+        budget = self._budget()
+        if budget.of == "units" or budget.of == "latency":
+            return ""
+        share = full(context.cost, budget.of) / max(full(before, budget.of), 1)
+        wanted = target(budget.value, full(before, budget.of)) / max(full(before, budget.of), 1)
+        why = "" if share > _SHORT * wanted else ": widths that groups may keep are far apart (round_to, few units)"
+        return f"{self._asked()}: {share:.3f} of {budget.of} are left{why}"
 
     def _method(self, context: Context) -> Method | None:
         """How layers are repaired; None: not at all."""
@@ -353,7 +365,9 @@ class PruneChannels(Pass):
         if group.kind not in _ROUNDED:
             return 1
         wanted = _PREFERRED.get((target, group.kind), 1) if self.round_to == "auto" else self.round_to
-        rows = [member.count for member in group.members if not member.consumes]
+        makers = [member for member in group.members if not member.consumes]
+        matrices = [member for member in makers if len(member.weight.ids) > 1] or makers  # scales may be one a unit
+        rows = [member.count for member in matrices]
         return wanted // gcd(wanted, *rows)
 
     def _whole(self, width: int, multiple: int) -> str:
@@ -377,34 +391,3 @@ def _possible(channels: Channels, leaving: Sequence[Leaving]) -> list[Leaving]:
     able = set(channels.spared(unit for _, units in leaving for unit in units))
     kept = [(group, [unit for unit in units if unit in able]) for group, units in leaving]
     return [(group, units) for group, units in kept if units]
-
-
-def _share(chosen: Sequence[ChannelGroup], leaving: Sequence[Leaving]) -> str:
-    """How many units went, which rounding may make more or fewer than was asked for."""
-    before, lost = sum(len(group.units) for group in chosen), sum(len(units) for _, units in leaving)
-    return f"{lost} of {before} units went ({lost / before:.0%})"
-
-
-def _units(found: Sequence[ChannelGroup], leaving: Sequence[Leaving]) -> dict[str, int]:
-    """Units by kind, before and after."""
-    measures: dict[str, int] = {}
-    for kind in dict.fromkeys(group.kind for group in found):
-        before = sum(len(group.units) for group in found if group.kind == kind)
-        lost = sum(len(units) for group, units in leaving if group.kind == kind)
-        name = kind.replace("-", "_")
-        measures |= {f"{name}_units_before": before, f"{name}_units_after": before - lost}
-    return measures
-
-
-def _reasons(channels: Channels) -> str:
-    """What keeps most parameters of a model of which nothing can go."""
-    told = [f"{each.freeze.why} ({each.freeze.reason}, {each.parameters} parameters)" for each in frozen(channels)]
-    return "; ".join(told[:_REASONS]) or "there is no layer between two others"
-
-
-def _explain(channels: Channels, findings: Findings) -> None:
-    """Say what only lacks a rule."""
-    lost = lost_to(channels, "needs-rule")
-    if lost:
-        why = next((each.freeze.why for each in frozen(channels) if each.freeze.reason == "needs-rule"), "")
-        findings.notes.append(f"{lost} parameters stay only for want of a rule; most of them: {why}")
