@@ -2,6 +2,7 @@
 
 import logging
 import math
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -154,6 +155,7 @@ class Runner:
     counts: Counter[Stat[Any]] = field(default_factory=Counter)
     nodes: Counter[Side] = field(default_factory=Counter)
     _files: int = 0
+    _token: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def __post_init__(self) -> None:
         """Results are read later, whatever the current folder is then."""
@@ -227,8 +229,9 @@ class Runner:
 
     def fresh(self, kind: str = "calibration") -> str:
         """A name for a new file or folder."""
+        # Results of an earlier run in the same folder may only be deleted later, when they are collected as garbage.
         self._files += 1
-        return f"{kind}-{self._files:05d}"
+        return f"{kind}-{self._token}-{self._files:05d}"
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments) if self.worker is None else self.worker.call(function, *arguments)

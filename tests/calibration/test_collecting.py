@@ -1,5 +1,6 @@
 """`context.collect`: the right statistics, in as many passes as memory asks for, and never twice."""
 
+import gc
 import logging
 import re
 from pathlib import Path
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from onnxopt.analysis.linear import linears
 from onnxopt.backends.sessions import SessionMode, open_session, run
 from onnxopt.backends.worker import Worker
+from onnxopt.calibration.engine import Calibration
 from onnxopt.context import RunContext
 from onnxopt.data import Dataset, open_data
 from onnxopt.edit import Edit
 from onnxopt.errors import DataError
 from onnxopt.model import Model, load
-from onnxopt.statistics import Gram, Magnitude, MinMax, Moments, Stat, gram
+from onnxopt.statistics import Gram, Histogram, Magnitude, MinMax, Moments, Stat, gram
 
 MLP = """
 <ir_version: 8, opset_import: ["": 18]>
@@ -254,3 +256,15 @@ def test_progress_counts_batches(caplog: pytest.LogCaptureFixture) -> None:
         r"1 statistics of 10 samples: one pass over the data, \d+ MiB of memory besides the session's, 1 MiB on disk",
         estimate,
     )
+
+
+def test_a_run_outlives_the_garbage_of_an_earlier_one_in_its_folder(tmp_path: Path) -> None:
+    model, stat = mlp(), Stat("x", Gram())
+    wide = open_data({"x": np.random.default_rng(0).standard_normal((40, 3, 6)).astype(np.float32)}, model.signature)
+    first, second = (Calibration(wide, tmp_path) for _ in range(2))
+    stats = [Stat("a", Gram()), stat, Stat("a", Histogram())]
+    first.collect(model, stats)
+    found = second.collect(model, stats)
+    del first
+    gc.collect()
+    assert all(found[each] is not None for each in stats)
