@@ -105,8 +105,10 @@ class RunContext:
 
     @property
     def cost(self) -> Cost:
-        """MACs, parameters and bytes at those sizes."""
-        return self._cached("cost", lambda: cost(self._model, self.shapes))
+        """MACs, parameters and bytes at those sizes, followed by symbols where inference does not tell them."""
+        return self._cached(
+            "cost", lambda: cost(self._model, infer(self._model, self._sizes, self._observed, thorough=True))
+        )
 
     def store(self, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.TensorProtocol:
         """See `passing.Context.store`."""
