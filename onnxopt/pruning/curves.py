@@ -15,6 +15,7 @@ import numpy as np
 from onnxopt.analysis.axes.engine import Channels, channel_ids
 from onnxopt.analysis.axes.groups import ChannelGroup
 from onnxopt.analysis.axes.plan import removal
+from onnxopt.analysis.extraction import copied
 from onnxopt.errors import OnnxOptError
 from onnxopt.model import Model
 from onnxopt.numerics.allocation_cost import Widths
@@ -143,8 +144,7 @@ def _loss(channels: Channels, candidate: Candidate, width: int, found: Collected
 
 def without(channels: Channels, units: Sequence[int], readers: Sequence[Reader], found: Collected | None) -> Model:
     """A copy of the model without some units, its readers refitted to the dense model's inputs."""
-    copy = Model(channels.model.ir.clone())
-    copies = dict(zip(channels.model.graph, copy.graph, strict=True))
+    copy, copies = copied(channels.model)
     copy.apply(removal(channel_ids(copy), units))
     if found is not None:
         own = {reader.linear.weight.use: reader for reader in readers}

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.analysis.axes.engine import Channels
+from onnxopt.analysis.extraction import copied
 from onnxopt.analysis.linear.layer import Store
 from onnxopt.analysis.linear.recurrent import Layer, layers_of
 from onnxopt.analysis.linear.sources import Use
@@ -25,10 +26,10 @@ from onnxopt.pruning.readers import Reader, given
 from onnxopt.statistics import GramMatrix
 
 
-def copied(model: Model) -> dict[Use, Layer]:
+def layers_of_copy(model: Model) -> dict[Use, Layer]:
     """The layers of a copy of a model, by where the model, which may be edited then, has them."""
-    copy = Model(model.ir.clone())
-    nodes = dict(zip(copy.graph, model.graph, strict=True))
+    copy, copies = copied(model)
+    nodes = {own: node for node, own in copies.items()}
     return {
         (nodes[layer.node], layer.weight.index): layer
         for layer in layers_of(copy) if layer.node in nodes

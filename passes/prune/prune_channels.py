@@ -33,7 +33,7 @@ from onnxopt.pruning.latency import widths_for_latency
 from onnxopt.pruning.proving import check_finite, proven, skipped
 from onnxopt.pruning.ranking import NEED_DATA, Evidence, Importance, consumers, ranked
 from onnxopt.pruning.readers import Reader, by_group, others, readers
-from onnxopt.pruning.repair import copied, damaged, repair
+from onnxopt.pruning.repair import damaged, layers_of_copy, repair
 from onnxopt.pruning.telling import Leaving
 from onnxopt.pruning.widths import Allocation, Budget, added_by_repair, capped, share_removed, widths_for
 from onnxopt.statistics import Collected
@@ -284,7 +284,11 @@ class PruneChannels(Pass):
         method, stages, layers = self._method(context), None, []
         if method is not None:
             layers = damaged(
-                channels, dict.fromkeys(reader for each in reading for reader in each), removed, free, copied(model)
+                channels,
+                dict.fromkeys(reader for each in reading for reader in each),
+                removed,
+                free,
+                layers_of_copy(model),
             )
             for node in others(channels, {layer.use for layer in layers}, removed):
                 findings.decline(node, self.name, "not refitted: its weights are quantized or shared, or no one matrix")

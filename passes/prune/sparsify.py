@@ -20,7 +20,7 @@ from onnxopt.numerics.sparsity_global import global_counts
 from onnxopt.numerics.units import Array
 from onnxopt.passes.prune import Names, checked, not_found
 from onnxopt.passing import Context, Findings, Lossy, Pass
-from onnxopt.pruning.repair import copied
+from onnxopt.pruning.repair import layers_of_copy
 from onnxopt.pruning.sparse import Wanted, by_count, by_magnitude, by_sparsegpt, by_wanda, gradually, output_error
 from onnxopt.pruning.sparse_layers import (
     check_finite,
@@ -139,7 +139,9 @@ class Sparsify(Pass):
         if not jobs:
             raise RecipeError(f"{self.name}: nothing can be sparse: {first_reasons(findings, layers)}; leave it out")
         rounds = self.rounds if any(job.needs_data for job in jobs) else 1
-        work = _Work(model, context, findings, self.name, copied(model) if rounds > 1 else {}, rounds * len(jobs))
+        work = _Work(
+            model, context, findings, self.name, layers_of_copy(model) if rounds > 1 else {}, rounds * len(jobs)
+        )
         for number in range(rounds):
             now = {linear.node: linear for linear in context.linears}
             jobs = [replace(job, linear=now[job.linear.node]) for job in jobs]

@@ -17,6 +17,7 @@ from onnxopt.analysis.axes.groups import ChannelGroup, groups
 from onnxopt.analysis.axes.masking import masking
 from onnxopt.analysis.axes.patch import Kept
 from onnxopt.analysis.axes.plan import removal
+from onnxopt.analysis.extraction import copied
 from onnxopt.analysis.precision import default_tolerance
 from onnxopt.comparing import TIGHT
 from onnxopt.edit import Edit
@@ -147,7 +148,7 @@ class Checker:
         return [*inputs, *(self.channels.of(value) for value in node.outputs)]
 
     def _changed(self, edit: Callable[[Channels, list[int]], Edit], units: list[int]) -> Model:
-        copy = Model(self._model.ir.clone())
+        copy, _ = copied(self._model)
         copy.apply(edit(channel_ids(copy), units))
         return copy
 

@@ -187,3 +187,17 @@ def test_constant_units_go_first_and_are_made_up_for_once() -> None:
     feeds = next(data_for(model, 8, seed=9).batches()).feeds
     assert widths(model)["conv0"] == 8
     assert close(ran(model, feeds), ran(proto, feeds), 2e-3)
+
+
+@pytest.mark.parametrize("samples", [0, 64])
+def test_a_file_whose_nodes_are_not_sorted(samples: int) -> None:
+    proto = network((16, 24), (20,))
+    turned = onnx.ModelProto.FromString(proto.SerializeToString())
+    turned.graph.ClearField("node")
+    turned.graph.node.extend(reversed(proto.graph.node))
+    (one, first), (two, second) = (pruned(each, samples, keep_macs=0.5, round_to=1) for each in (proto, turned))
+    assert first.changes
+    assert sorted(each.what for each in first.changes) == sorted(each.what for each in second.changes)
+    feeds = next(data_for(one, 8, seed=9).batches()).feeds
+    two.ir.graph.sort()
+    assert close(ran(two, feeds), ran(one, feeds), 1e-4)
