@@ -48,11 +48,11 @@ def extracted(
     made = {value for node in nodes for value in node.outputs}
     read = {value: None for node in nodes for value in reads(node) if value not in made and _is_outer(value, model)}
     weights = [value for value in read if value.is_initializer()]
-    loose = [value for value in read if _is_loose(value)]
+    loose = [value for value in read if is_loose(value)]
     inputs = [value for value in read if value in available and not value.is_initializer()]
     if missing := read.keys() - {*weights, *loose, *inputs}:
         raise ModelError(f"value {min(value.name or '' for value in missing)!r} is not available here")
-    graph = _cloned(model, nodes, inputs, wanted, weights, loose)
+    graph = cloned(model, nodes, inputs, wanted, weights, loose)
     for value, copy in zip((*inputs, *wanted), (*graph.inputs, *graph.outputs), strict=True):
         _state_type(value, copy, dtype)
     version = max(model.ir.ir_version, _OLDEST_IR)
@@ -68,17 +68,29 @@ def copied(model: Model) -> tuple[Model, dict[ir.Node, ir.Node]]:
         ModelError: nodes of a subgraph are not sorted.
     """
     nodes, graph = topological(model.graph), model.graph
-    loose = dict.fromkeys(value for node in nodes for value in reads(node) if _is_loose(value))
-    clone = _cloned(model, nodes, graph.inputs, graph.outputs, list(graph.initializers.values()), list(loose))
+    loose = dict.fromkeys(value for node in nodes for value in reads(node) if is_loose(value))
+    clone = cloned(model, nodes, graph.inputs, graph.outputs, list(graph.initializers.values()), list(loose))
     functions = [function.clone() for function in model.ir.functions.values()]
     copy = Model(ir.Model(clone, ir_version=model.ir.ir_version, functions=functions))
     return copy, dict(zip(nodes, clone, strict=True))
 
 
-def _cloned(
+def cloned(
     model: Model, nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value],
     weights: Sequence[ir.Value], loose: Sequence[ir.Value],
 ) -> ir.Graph:  # fmt: skip
+    """Sorted nodes of the main graph as a graph of copies that shares the weights.
+
+    Args:
+        model: where the nodes come from.
+        nodes: each after those that it reads.
+        inputs, outputs: of the new graph, as the model has them.
+        weights: initializers that it gets.
+        loose: values that nothing makes (sparse initializers), which the writer puts back.
+
+    Raises:
+        ModelError: nodes of a subgraph are not sorted.
+    """
     view = ir.GraphView(
         (*inputs, *loose), outputs, nodes=nodes, initializers=weights,
         opset_imports=dict(model.graph.opset_imports), name=model.graph.name,
@@ -94,7 +106,7 @@ def _cloned(
     return graph
 
 
-def _is_loose(value: ir.Value) -> bool:
+def is_loose(value: ir.Value) -> bool:
     """Whether nothing makes a value, as is true of sparse initializers."""
     return value.producer() is None and value.graph is None
 

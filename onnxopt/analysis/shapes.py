@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from onnxopt.analysis.extraction import cloned, is_loose
 from onnxopt.analysis.skeleton import Dim, Dims, Facts, declared, skeleton
 from onnxopt.analysis.structure import ancestors, constant_tensor, reads, topological
 from onnxopt.analysis.symbols import symbols as follow
@@ -344,20 +345,11 @@ def _copy(model: Model, wanted: Sequence[ir.Value]) -> tuple[ir.Graph, list[ir.V
     """The part of the main graph that computes some values, copied, and the copies of those values."""
     needed = ancestors(wanted)
     nodes = [node for node in topological(model.graph) if node in needed]
-    loose = {v: None for node in nodes for v in reads(node) if v.producer() is None and v.graph is None}
-    inputs = list(model.graph.inputs)
-    view = ir.GraphView(
-        (*inputs, *loose), wanted, nodes=nodes, initializers=list(model.graph.initializers.values()),
-        opset_imports=dict(model.graph.opset_imports), name=model.graph.name,
-    )  # fmt: skip
-    try:
-        graph = view.clone()
-    except RuntimeError as error:
-        raise ModelError("the model cannot be copied: the nodes of a subgraph are not sorted; sort them") from error
+    loose = dict.fromkeys(value for node in nodes for value in reads(node) if is_loose(value))
+    weights = list(model.graph.initializers.values())
+    graph = cloned(model, nodes, list(model.graph.inputs), wanted, weights, list(loose))
     copies = list(graph.outputs)
     graph.outputs.clear()
-    del graph.inputs[len(inputs) :]  # what nothing in the graph makes: the writer puts it back (sparse initializers)
-    graph.meta.update(model.graph.meta)
     return graph, copies
 
 

@@ -31,7 +31,7 @@ def real(name: str) -> tuple[Model, Dataset]:
     if not SHARED.is_dir():
         pytest.skip("needs the zoo")
     model = load(SHARED / f"{name}.onnx")
-    return model, open_data(SHARED / f"{name}.calib.npz", model.signature).take(24)
+    return model, open_data(SHARED / f"{name}.calib.npz", model.signature).take(24).rebatched(6)
 
 
 REAL = ["byte_gpt", "resnet20_cifar_dynamo", "digits_transformer_legacy", "fashion_se_net_legacy"]
