@@ -51,16 +51,26 @@ class Reader:
 def readers(channels: Channels, linears: Iterable[Layer]) -> list[Reader]:
     """The layers whose inputs can lose features, in the order of the layers.
 
-    Layers that see one feature at a time (depthwise convolutions) sum over none; batches of matrices are left out.
+    Layers that see one feature at a time (depthwise convolutions) sum over none, nor do those of which whole groups go;
+    batches of matrices are left out.
     """
     found = []
     for linear in linears:
         if (linear.in_features == 1 and linear.groups > 1) or why_no_gram(linear):
             continue
         classes = read(channels, linear)
-        if classes is not None:
+        if classes is not None and not _goes_whole(channels, linear, classes):
             found.append(Reader(linear, classes.reshape(linear.groups, -1)))
     return found
+
+
+def _goes_whole(channels: Channels, linear: Layer, classes: Ids) -> bool:
+    """Whether what reads a unit goes with it: of a layer whose groups are units."""
+    made = given(channels, linear) if linear.groups > 1 else None
+    if made is None:
+        return False
+    both = np.concatenate([classes.reshape(linear.groups, -1), made.reshape(linear.groups, -1)], 1)
+    return bool((both == both[:, :1]).all())
 
 
 def read(channels: Channels, layer: Layer) -> Ids | None:

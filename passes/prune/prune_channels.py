@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import gcd
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -34,19 +33,10 @@ from onnxopt.pruning.proving import check_finite, proven, skipped
 from onnxopt.pruning.ranking import NEED_DATA, Evidence, Importance, consumers, ranked
 from onnxopt.pruning.readers import Reader, by_group, others, readers
 from onnxopt.pruning.repair import damaged, layers_of_copy, repair
+from onnxopt.pruning.rounding import block_of_units, undivided_groups
 from onnxopt.pruning.telling import Leaving
 from onnxopt.pruning.widths import Allocation, Budget, added_by_repair, capped, share_removed, widths_for
 from onnxopt.statistics import Collected
-
-_PREFERRED: Mapping[tuple[str, str], int] = {("cpu", "conv"): 8}
-"""(target, kind) -> the multiple below which removal makes nothing faster; 1 elsewhere.
-
-ONNX Runtime convolves in blocks of 8 or 16 channels: between 64 channels and 48, widths that are no multiple of 4 take
-10 to 30 % longer than 64 itself. Matrix products take any width alike.
-"""
-
-_ROUNDED = frozenset({"conv", "neurons", "residual"})
-"""Kinds whose units are single rows of a matrix; a head or a recurrent unit is a block of its own."""
 
 _SHORT = 0.9
 """Less of a budget than this is worth a word."""
@@ -105,7 +95,8 @@ class PruneChannels(Pass):
     norm: Literal["l1", "l2"] = Field("l2", description="magnitude of a unit's weights: sum, or root of squares")
     round_to: PositiveInt | Literal["auto"] = Field(
         "auto", description="what the kept channels and neurons are a multiple of, the nearest; narrower groups stay "
-        "as they are; auto: 8 for convolutions on target cpu, else 1; heads and recurrent units are never rounded"
+        "as they are; auto: 8 for convolutions on target cpu, blocks within each group of grouped ones, else 1; heads "
+        "and recurrent units are never rounded"
     )  # fmt: skip
     min_width: PositiveInt = Field(1, description="fewest units that a group keeps")
     include: Patterns = Field(
@@ -137,7 +128,8 @@ class PruneChannels(Pass):
 
     def run(self, model: Model, context: Context) -> Findings:
         """Choose units, prove that they can go, remove them, repair what read them."""
-        channels, findings = channel_ids(model), Findings()
+        channels = channel_ids(model, undivided=undivided_groups(self.round_to, context.target.name))
+        findings = Findings()
         found = groups(channels)
         if not any(len(group.units) > 1 for group in found):
             raise RecipeError(f"{self.name}: nothing can be pruned: {telling.reasons(channels)}; leave the pass out")
@@ -188,7 +180,7 @@ class PruneChannels(Pass):
         power, uses = {"l1": 1, "l2": 2}[self.norm], consumers(channels, chosen)
         evidence = Evidence(channels, power, context.rng, collected, found, uses)
         for group, own in zip(chosen, reading, strict=True):
-            width, multiple = len(group.units), self._multiple(group, context.target.name)
+            width, multiple = len(group.units), block_of_units(group, self.round_to, context.target.name)
             constant = [unit for unit in group.units if unit in free]
             widths = allowed_widths(width, multiple, self.min_width)
             widths = widths[: np.searchsorted(widths, max(width - len(constant), 1)) + 1]  # nothing is lost with these
@@ -363,16 +355,6 @@ class PruneChannels(Pass):
         """Whether somebody asks for a group by its very name."""
         makers = names_of(channels, group).makers
         return any(is_name(pattern) and pattern in makers for pattern in self.include)
-
-    def _multiple(self, group: ChannelGroup, target: str) -> int:
-        """What the units that a group keeps should be a multiple of."""
-        if group.kind not in _ROUNDED:
-            return 1
-        wanted = _PREFERRED.get((target, group.kind), 1) if self.round_to == "auto" else self.round_to
-        makers = [member for member in group.members if not member.consumes]
-        matrices = [member for member in makers if len(member.weight.ids) > 1] or makers  # scales may be one a unit
-        rows = [member.count for member in matrices]
-        return wanted // gcd(wanted, *rows)
 
     def _whole(self, width: int, multiple: int) -> str:
         """Why a group loses nothing."""

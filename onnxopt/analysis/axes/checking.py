@@ -149,7 +149,7 @@ class Checker:
 
     def _changed(self, edit: Callable[[Channels, list[int]], Edit], units: list[int]) -> Model:
         copy, _ = copied(self._model)
-        copy.apply(edit(channel_ids(copy), units))
+        copy.apply(edit(channel_ids(copy, undivided=self.channels.undivided), units))
         return copy
 
 

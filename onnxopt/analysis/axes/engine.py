@@ -67,6 +67,7 @@ class Channels:
         consumed: who sums over which channels.
         shuffles: Reshape -> what it and the nodes before it permute.
         parts: readers that take part of what others read as well.
+        undivided: see `channel_ids`.
     """
 
     model: Model
@@ -77,6 +78,7 @@ class Channels:
     consumed: tuple[Consumption, ...]
     shuffles: Mapping[ir.Node, Shuffle]
     parts: tuple[Part, ...]
+    undivided: int
     _engine: "Engine" = field(repr=False)
 
     def of(self, value: ir.Value) -> Axes | None:
@@ -122,7 +124,7 @@ class Channels:
         return [unit for unit in wanted if leaving[unit]]
 
 
-def channel_ids(model: Model, known: Symbols | None = None) -> Channels:
+def channel_ids(model: Model, known: Symbols | None = None, undivided: int = 0) -> Channels:
     """Find which channels of a model live and die together.
 
     Nodes inside functions and subgraphs are not looked into: what they read keeps its channels.
@@ -131,8 +133,10 @@ def channel_ids(model: Model, known: Symbols | None = None) -> Channels:
     Args:
         model: the model.
         known: its shapes, if they are at hand.
+        undivided: groups of convolutions of up to so many channels go as wholes, of others the same places of each;
+            narrow ones, where there are more of them than places in one, go as wholes in any case.
     """
-    engine = Engine(model, known or symbols(model))
+    engine = Engine(model, known or symbols(model), undivided)
     for node in topological(model.graph):
         engine.visit(node)
     return engine.finish()
@@ -144,9 +148,10 @@ _MISFITS = (IndexError, KeyError, ValueError, TypeError, ArithmeticError)
 class Engine:
     """The state of one walk; what rules speak to, through `Call`."""
 
-    def __init__(self, model: Model, known: Symbols) -> None:
+    def __init__(self, model: Model, known: Symbols, undivided: int = 0) -> None:
         self.model = model
         self.symbols = known
+        self.undivided = undivided
         self.ledger = Ledger()
         self.axes: dict[ir.Value, Axes | None] = {}
         self.consumed: list[Consumption] = []
@@ -287,7 +292,8 @@ class Engine:
                         digit.block.settle()
         return Channels(
             self.model, self.model.revision, self.symbols, self.ledger.solved(),
-            self.weights.all(), tuple(self.consumed), self.shuffles, tuple(self.parts), self,
+            self.weights.all(), tuple(self.consumed), self.shuffles, tuple(self.parts), self.undivided,
+            self,
         )  # fmt: skip
 
     def _fixed(self, value: ir.Value, why: Freeze) -> Axes | None:

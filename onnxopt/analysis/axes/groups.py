@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnxopt.analysis.axes.axis import vector
 from onnxopt.analysis.axes.engine import Channels
@@ -118,19 +119,21 @@ def _kind(channels: Channels, unit: int, makers: list[Member]) -> UnitKind:
         return tagged
     if channels.classes.added[unit]:
         return "residual"
-    return "conv" if any("Conv" in op for member in matrices for op in _readers(member.weight)) else "neurons"
+    convolved = any("Conv" in node.op_type for member in matrices for node in multipliers(member.weight))
+    return "conv" if convolved else "neurons"
 
 
-def _readers(weight: Weight) -> set[str]:
-    """The operators that read a weight, dequantized, cast or turned as it may be."""
-    found: set[str] = set()
+def multipliers(weight: Weight) -> list[ir.Node]:
+    """The nodes that read a weight, dequantized, cast or turned as it may be."""
+    found = dict[ir.Node, None]()
     nodes = [node for node, _ in weight.uses]
     while nodes:
         node = nodes.pop()
-        found.add(node.op_type)
         if node.op_type in _CARRIERS:
             nodes += [user for value in node.outputs for user, _ in value.uses()]
-    return found
+        else:
+            found[node] = None
+    return list(found)
 
 
 def _encodes(weight: Weight) -> bool:
@@ -160,4 +163,4 @@ def _elements(weight: Weight) -> int:
     return prod(len(ids) for ids in weight.ids)
 
 
-__all__ = ["ChannelGroup", "Member", "UnitKind", "groups"]
+__all__ = ["ChannelGroup", "Member", "UnitKind", "groups", "multipliers"]

@@ -75,6 +75,11 @@ class Call:
     known: Known
     _engine: "Engine" = field(repr=False)
 
+    @property
+    def undivided(self) -> int:
+        """Groups of convolutions of up to so many channels go as wholes."""
+        return self._engine.undivided
+
     def has(self, index: int) -> bool:
         """Whether an input is given."""
         return index < len(self.node.inputs) and self.node.inputs[index] is not None

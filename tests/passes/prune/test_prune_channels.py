@@ -175,18 +175,6 @@ def test_rounding_follows_the_target() -> None:
     ]
 
 
-def test_rounding_counts_channels_where_units_are_several() -> None:
-    """A unit of a convolution of 4 groups is 4 channels, so that two of them are a block of 8."""
-    sketch = Sketch()
-    x = sketch.input("image", ("batch", 3, 5, 5))
-    x = sketch.node("Relu", sketch.node("Conv", x, sketch.random("first", 48, 3, 1, 1)))
-    x = sketch.node("Relu", sketch.node("Conv", x, sketch.random("grouped", 48, 12, 1, 1), group=4))
-    sketch.output(sketch.node("Conv", x, sketch.random("last", 2, 48, 1, 1)), ("batch", 2, 5, 5))
-    model, _ = pruned(sketch.model(), 0.5)
-    assert widths(model) == {"first": 6, "grouped": 6}
-    ran(model, images(2))
-
-
 @pytest.mark.parametrize(
     ("options", "left"),
     [
