@@ -75,6 +75,18 @@ class Edit:
         return list(self._replaced)
 
     @property
+    def contents(self) -> tuple[ir.Value, ...] | None:
+        """The initializers that get other content of the same shape and type; None where anything else is changed."""
+        recorded = {name: steps for name, steps in vars(self).items() if name not in ("rule", "_replaced")}
+        alike = (
+            (old := value.const_value) is not None
+            and old.dtype == tensor.dtype
+            and old.shape.numpy() == tensor.shape.numpy()
+            for value, tensor in self._replaced
+        )
+        return None if any(recorded.values()) or not all(alike) else tuple(value for value, _ in self._replaced)
+
+    @property
     def touched(self) -> list[ir.Node]:
         """Nodes that stay and compute something else afterwards: other weights, inputs or attributes."""
         read_anew = (*(value for value, _ in self._replaced), *(old for old, _ in self._rewired))

@@ -73,6 +73,7 @@ class Model:
         self.revision = 0
         self._names: set[str] | None = None
         self._counts: dict[str, int] = {}
+        self._contents: list[tuple[onnx_ir.Value, ...] | None] = []
 
     @property
     def ir(self) -> onnx_ir.Model:
@@ -147,15 +148,29 @@ class Model:
         Raises:
             ModelError: the edit does not fit the graph; the graph is then as before.
         """
+        contents = edit.contents
         edit.apply_to(self)
+        self._revise(contents)
+
+    def contents_since(self, revision: int) -> set[onnx_ir.Value] | None:
+        """The initializers whose content has changed since a revision; None where anything else has as well."""
+        found = set[onnx_ir.Value]()
+        for contents in self._contents[revision:]:
+            if contents is None:
+                return None
+            found.update(contents)
+        return found
+
+    def _revise(self, contents: "tuple[onnx_ir.Value, ...] | None" = None) -> None:
         self.revision += 1
+        self._contents.append(contents)
 
     def replace(self, model: onnx_ir.Model) -> None:
         """Put another graph in place of this one (what whole-graph libraries give back)."""
         self._ir = model
         self._names = None
         self._counts.clear()
-        self.revision += 1
+        self._revise()
 
     def surgeon(self) -> "AbstractContextManager[gs.Graph]":
         """The model as an onnx-graphsurgeon graph; changes come back when the block ends.

@@ -138,6 +138,31 @@ def test_replaced_weight_brings_its_shape_and_type() -> None:
     np.testing.assert_array_equal(run(model, X), X + 10)
 
 
+def test_what_has_changed_since() -> None:
+    """Contents alone, or more: another shape or type, an attribute, the whole graph."""
+
+    def edited(tensor: np.ndarray | None = None, op: str = "Add", **attributes: float) -> set[str | None] | None:
+        model, edit = chain(op, "Add"), Edit()
+        if tensor is not None:
+            edit.replace_weight(model.graph.initializers["w"], tensor)
+        for name, value in attributes.items():
+            edit.set_attribute(node(model, 0), name, value)
+        model.apply(edit)
+        assert model.contents_since(1) == set()
+        found = model.contents_since(0)
+        return None if found is None else {value.name for value in found}
+
+    three = np.float32([4, 5, 6])
+    assert edited() == set()
+    assert edited(three) == {"w"}
+    assert edited(np.stack([three, three])) is None
+    assert edited(three.astype(np.float64)[:1]) is None
+    assert edited(three, "LeakyRelu", alpha=0.5) is None
+    model = chain("Add")
+    model.replace(chain("Relu").ir)
+    assert model.contents_since(0) is None
+
+
 def test_names_of_new_things_are_unique() -> None:
     model = chain("Add", "Neg")
     edit = Edit()

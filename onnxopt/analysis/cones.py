@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -51,8 +52,9 @@ class Cones:
     downstream. Whether a constant is an initializer or a Constant node makes no difference, and neither does
     how its bytes are stored.
 
-    One object is for one revision of the model: after an edit make a new one. Contents of tensors are remembered
-    from object to object, so that only what an edit replaced is read again. Linear in nodes; nothing recurses.
+    One object is for one revision of the model: after an edit make a new one, or ask for one that is `updated`.
+    Contents of tensors are remembered from object to object, so that only what an edit replaced is read again. Linear
+    in nodes; nothing recurses.
 
     Args:
         model: the model; it is not changed.
@@ -70,6 +72,23 @@ class Cones:
             self._enter(function.graph)
             self._scopes[function] = self._scopes[function.graph]
             self._bind(function.inputs, 0)
+
+    def updated(self, contents: Iterable[ir.Value]) -> "Cones":
+        """Those of the model after the content of some initializers has changed, and nothing else.
+
+        What is not downstream of them is not computed again.
+        """
+        found, waiting = copy(self), list(contents)
+        found._values, found._nodes = dict(self._values), dict(self._nodes)
+        while waiting:
+            value = waiting.pop()
+            found._values.pop(value, None)
+            for node, _ in value.uses():
+                if node.graph is not self._model.graph:
+                    return Cones(self._model)
+                if found._nodes.pop(node, None) is not None:
+                    waiting += node.outputs
+        return found
 
     def digest(self, value: ir.Value) -> str:
         """The digest of a value of the main graph, in hex.

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from onnxopt.analysis.shapes import Shapes
 from onnxopt.analysis.structure import reads, topological
 from onnxopt.calibration.frontier import Frontier
 from onnxopt.calibration.places import Place
-from onnxopt.calibration.running import Part
+from onnxopt.calibration.running import Part, observable
 from onnxopt.model import Model
 from onnxopt.statistics import Side
 
@@ -52,12 +52,13 @@ class _Analysed:
         revision: which.
         structure: all that its shapes follow from.
         reads: its nodes in an order in which they run, each with what it reads of the main graph.
-        shapes, cones: see `Part`.
+        named, shapes, cones: see `Part`.
     """
 
     revision: int
     structure: "_Structure"
     reads: list[tuple[ir.Node, tuple[ir.Value, ...]]]
+    named: Mapping[str, ir.Value]
     shapes: Shapes
     cones: Cones
 
@@ -89,6 +90,7 @@ class Line:
     _exits: dict[ir.Value, _Written] | None = None
     _analysed: "_Analysed | None" = None
     _seen: tuple[int, Sight] | None = None
+    _ahead: "tuple[_Structure, tuple[set[ir.Node], dict[ir.Value, None]]] | None" = None
     _keys: int = 0
 
     def look(self) -> Sight:
@@ -106,7 +108,7 @@ class Line:
     def begin(self, nodes: set[ir.Node]) -> None:
         """Go on to the stage of some nodes."""
         self.later -= nodes
-        self._seen = None
+        self._seen = self._ahead = None
 
     def is_done(self) -> bool:
         """Whether what leaves the stage is written, and of the model as it is."""
@@ -173,20 +175,26 @@ class Line:
         inputs = (value for value in self.model.graph.inputs if not value.is_initializer())
         available = frozenset((*inputs, *self._stored))
         order = [node for node, _ in known.reads]
-        part = Part(self.model, available, known.shapes, known.cones, self._types, order)
-        later, needed = self._rest(part, known)
+        part = Part(self.model, available, known.shapes, known.cones, self._types, order, known.named)
+        if self._ahead is None or self._ahead[0] is not known.structure:
+            self._ahead = known.structure, self._rest(part, known)
+        later, needed = self._ahead[1]
         here = (v for v in needed if v.producer() is not None and v.producer() not in later and v not in available)
         return Sight(part, {value: known.cones.digest(value) for value in here}, frozenset(needed))
 
     def _analysis(self) -> _Analysed:
         before, revision = self._analysed, self.model.revision
-        if before is None or before.revision != revision:
+        contents = None if before is None else self.model.contents_since(before.revision)
+        if before is not None and contents is not None and not any(map(_may_size, contents)):
+            if contents:
+                self._analysed = replace(before, revision=revision, cones=before.cones.updated(contents))
+        elif before is None or before.revision != revision:
             structure = _Structure.of(self.model)
             # New contents of weights change no shape, and following shapes takes longest.
             same = before is not None and structure.same(before.structure)
             shapes = before.shapes if before is not None and same else self.shapes_of(self.model)
             order = [(node, tuple(_outer(node, self.model))) for node in topological(self.model.graph)]
-            self._analysed = _Analysed(revision, structure, order, shapes, Cones(self.model))
+            self._analysed = _Analysed(revision, structure, order, observable(self.model), shapes, Cones(self.model))
         assert self._analysed is not None
         return self._analysed
 
@@ -237,9 +245,9 @@ class _Structure:
         for value in model.weights():
             tensor = value.const_value
             assert tensor is not None
-            large = tensor.size > (_SIZES if tensor.dtype.is_integer() else _SCALES)
-            objects += (value, None if large else tensor)
-            facts.append((tensor.dtype, tuple(tensor.shape.numpy())) if large else None)
+            small = _may_size(value)
+            objects += (value, tensor if small else None)
+            facts.append(None if small else (tensor.dtype, tuple(tensor.shape.numpy())))
         return cls(objects, facts)
 
     def same(self, other: "_Structure") -> bool:
@@ -249,6 +257,13 @@ class _Structure:
             and all(map(operator.is_, self.objects, other.objects))
             and self.facts == other.facts
         )
+
+
+def _may_size(value: ir.Value) -> bool:
+    """Whether a shape may follow from what a weight holds."""
+    tensor = value.const_value
+    assert tensor is not None
+    return tensor.size <= (_SIZES if tensor.dtype.is_integer() else _SCALES)
 
 
 def _is_made(value: ir.Value, model: Model) -> bool:

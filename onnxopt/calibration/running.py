@@ -73,6 +73,7 @@ class Part:
         cones: digests of what computes its values.
         types: of available values, as they turned out to be.
         order: the model's nodes in an order in which they run; None: found here.
+        named: see `observable`; None: found here.
     """
 
     model: Model
@@ -81,6 +82,7 @@ class Part:
     cones: Cones
     types: Mapping[ir.Value, ir.DataType] = field(default_factory=dict)
     order: Sequence[ir.Node] | None = None
+    named: Mapping[str, ir.Value] | None = None
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
         """Element type of a value; None where unknown."""
@@ -109,9 +111,9 @@ class Part:
         return self.cones.digest(self.values[name])
 
     @cached_property
-    def values(self) -> dict[str, ir.Value]:
+    def values(self) -> Mapping[str, ir.Value]:
         """The values of the main graph that can be looked at, by name."""
-        return observable(self.model)
+        return observable(self.model) if self.named is None else self.named
 
     def made(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of some values that have to be computed."""

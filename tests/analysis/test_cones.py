@@ -145,6 +145,26 @@ def _edit(model: Model, node: ir.Node) -> None:
     model.apply(edit)
 
 
+@given(drawings(), st.data())
+def test_updated_are_those_made_anew(drawing: Drawing, data: st.DataObject) -> None:
+    """Whatever was asked for before, and of whatever is asked for after the contents of weights have changed."""
+    model = load(build(drawing))
+    values = [value for node in model.graph for value in node.outputs]
+    cones, revision = Cones(model), model.revision
+    for value in data.draw(st.lists(st.sampled_from(values))):
+        cones.digest(value)
+    weights = [value for value in model.graph.initializers.values() if value.uses()]
+    for weight in data.draw(st.lists(st.sampled_from(weights))) if weights else []:
+        edit = Edit("test")
+        edit.replace_weight(weight, np.float32(data.draw(st.sampled_from(([1, 2], [3, 4])))))
+        model.apply(edit)
+    changed = model.contents_since(revision)
+    assert changed is not None
+    found, anew = cones.updated(changed), Cones(model)
+    for value in data.draw(st.permutations(values)):
+        assert found.digest(value) == anew.digest(value)
+
+
 def test_a_downstream_edit_reads_no_weight_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(models.path("digits-cnn"))
     before = digests(model)

@@ -244,6 +244,20 @@ class Linear:
         replacing.record(edit, self, matrix, bias, dtype, store)
         return edit
 
+    def rebiased(self, bias: Array | None, rule: str = "") -> Edit:
+        """An edit after which this layer, and no other, has another bias, or none; see `replaced`.
+
+        Args:
+            bias: `[groups * out]`; None: no bias.
+            rule: the rule that asks for it.
+
+        Raises:
+            ModelError: the layer was changed since it was found; the size does not fit; values do not fit the type.
+        """
+        edit = Edit(rule)
+        replacing.record_bias(edit, self, bias)
+        return edit
+
     def can_be_matmul(self) -> str | None:
         """Why `rewired_to_matmul` cannot be asked for; None where it can."""
         return rewiring.refusal(self)

@@ -40,6 +40,16 @@ def record(
     _put_matrix(edit, layer, matrix, dtype, store)
 
 
+def record_bias(edit: Edit, layer: "Linear", bias: Array | None) -> None:
+    """Record in an edit that the layer has another bias, or none; see `Linear.rebiased`."""
+    layer.check_current()
+    if bias is None:
+        _drop_bias(edit, layer)
+        return
+    _check_bias(layer, bias, layer.groups * layer.out_features)
+    _put_bias(edit, layer, bias, layer.groups, layer.out_features)
+
+
 def _check_matrix(layer: "Linear", matrix: Array) -> tuple[int, int, int]:
     if matrix.ndim != 3:
         raise ModelError(f"layer {layer.name} takes a matrix [groups, out, in * taps], not {list(matrix.shape)}")

@@ -69,6 +69,24 @@ def spread(layer: Linear, vector: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_bias_alone(form: str) -> None:
+    """The same as with the matrix that is there, and back."""
+    (model, _), (other, _) = drawn(form), drawn(form)
+    layer, twin = layer_of(model), layer_of(other)
+    old, bias = layer.bias_vector(), RNG.standard_normal(layer.groups * layer.out_features).astype(np.float32)
+    weight = layer.weight.root.const_value
+    model.apply(layer.rebiased(bias))
+    other.apply(twin.replaced(twin.matrix(), bias))
+    assert ops(model)[-1] == ops(other)[-1]
+    assert np.array_equal(layer_of(model).bias_vector(), layer_of(other).bias_vector())
+    assert layer_of(model).weight.root.const_value is weight
+    model.apply(layer_of(model).rebiased(None))
+    assert layer_of(model).bias is None
+    if old is None and layer.addend is None:
+        assert ops(model) == ops(drawn(form)[0])
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_no_bias(run: Run, product: Product, form: str) -> None:
     model, feeds = drawn(form)
     layer = layer_of(model)
