@@ -2,18 +2,21 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from onnxopt.analysis.index_bounds import index_bounds
+from onnxopt.analysis.shapes import infer
 from onnxopt.backends.jobs import run_batches
 from onnxopt.backends.sessions import SessionMode
 from onnxopt.backends.worker import Worker
-from onnxopt.data import Batch, Dataset, fitting, likely_masks, open_data, synthetic
+from onnxopt.calibration.padding import counts_tokens
+from onnxopt.data import Batch, Dataset, all_alike, fitting, likely_masks, open_data, synthetic
 from onnxopt.data.validate import MASK, describe, fits, listed, nearest
 from onnxopt.errors import DataError, OnnxOptError
 from onnxopt.model import Model, Signature
@@ -21,10 +24,27 @@ from onnxopt.recipe import Recipe
 
 Feed = Mapping[str, Any]
 
+_COMPARED = {
+    "evaluation": ("sample of evaluation data", "samples of evaluation data"),
+    "calibration": ("sample of calibration data", "samples of calibration data"),
+}
+_DRIFTED = {
+    "evaluation": _COMPARED["evaluation"],
+    "held-back": ("held-back calibration sample", "held-back calibration samples"),
+    "calibration": ("calibration sample that passes saw", "calibration samples that passes saw"),
+}
+
 HELD_BACK = 0.2
 """Share of the calibration samples that no pass sees."""
 
 _GUARD_SAMPLES = 64
+_FEWEST_JUDGED = 3
+"""Fewer samples tell nothing of a collapse."""
+
+Kind = Literal["evaluation", "held-back", "calibration", "synthetic"]
+"""Whose a batch is; what no pass sees comes first. Held-back ones are of the calibration data, too."""
+
+_UNSEEN: tuple[Kind, ...] = ("evaluation", "held-back")
 
 
 @dataclass(frozen=True)
@@ -36,7 +56,9 @@ class Inputs:
         evaluation: what limits and reports look at; None without data.
         feeds: batches that verification compares outputs on.
         rows: how many samples each of them holds.
-        guard: held-back calibration batches.
+        kinds: whose each of them is, in the order of `Kind`.
+        first: what shapes, MACs and latency are looked at with: of data that passes see, if there are any.
+        guard: batches for the collapse guard: held-back calibration samples, else inputs of evaluation data.
         sizes: input name -> shape, which dynamic axes take for MACs and latency.
         synthetic: whether the feeds are random numbers.
         notes: what a reader of the report should know.
@@ -47,6 +69,8 @@ class Inputs:
     evaluation: Dataset | None
     feeds: Sequence[Feed]
     rows: Sequence[int]
+    kinds: Sequence[Kind]
+    first: Feed
     guard: Sequence[Feed]
     sizes: Mapping[str, tuple[int, ...]]
     synthetic: bool
@@ -71,9 +95,30 @@ class Inputs:
         if self.evaluation is not None:
             batches = _batches(self.evaluation, samples)
             return f"{'synthetic ' * self.evaluation.is_synthetic}evaluation data", [batch.feeds for batch in batches]
-        if self.guard:
+        if self.guard:  # without evaluation data they are held-back ones
             return "held-back calibration samples", list(self.guard)
         return "synthetic data" if self.synthetic else "calibration samples that passes saw", list(self.feeds)
+
+    @property
+    def unseen(self) -> int:
+        """How many of the feeds, the first ones, no pass sees: drift is measured on them, where there are any."""
+        return sum(kind in _UNSEEN for kind in self.kinds)
+
+    def compared_on(self, batches: int) -> str:
+        """What outputs are compared on, in words, when so many of the feeds are."""
+        whose = (kind if kind == "evaluation" else "calibration" for kind in self.kinds)
+        return "synthetic data" if self.synthetic else self._counted(whose, batches, _COMPARED)
+
+    def drift_on(self, batches: int) -> str:
+        """What drift is measured on, in words, when so many of the feeds are compared."""
+        of = min(batches, self.unseen or batches)
+        return "synthetic data" if self.synthetic else self._counted(self.kinds, of, _DRIFTED)
+
+    def _counted(self, kinds: Iterable[str], batches: int, words: Mapping[str, tuple[str, str]]) -> str:
+        counts: dict[str, int] = {}
+        for kind, rows in islice(zip(kinds, self.rows, strict=True), batches):
+            counts[kind] = counts.get(kind, 0) + rows
+        return " and ".join(f"{count} {words[kind][count != 1]}" for kind, count in counts.items())
 
     def sample(self) -> Feed | None:
         """The first calibration sample; None where there are none but random ones."""
@@ -108,30 +153,66 @@ def gather(
         DataError: data that cannot be read or do not fit the model, or a shape that does not.
         RecipeError: code that is not allowed.
     """
-    _check_shapes(model.signature, shapes or {})
+    check_shapes(model.signature, shapes or {})
     calibration = _opened(model, data, recipe.data.calibration, recipe.data.mask, shapes, allow_code)
     evaluated = _opened(model, evaluation, recipe.data.evaluation, None, shapes, allow_code)
-    source = calibration or evaluated
     notes = [f"{d.name}: {note}" for d in (calibration, evaluated) if d for note in d.notes]
-    notes += _mask_notes(calibration, recipe.data.mask)
-    if source is None:
-        rng = np.random.default_rng(recipe.seed)
-        source = synthetic(model.signature, shapes, index_bounds(model), recipe.verify.samples, rng)
-        if recipe.verify.level != "structure":
-            notes.append("no data were given: outputs were compared on random inputs")
-    visible, guard = source, []
+    notes += _mask_notes(model, calibration, recipe.data.mask)
+    parts: dict[Kind, Dataset] = {}
+    visible = calibration
+    if evaluated is not None and not evaluated.is_synthetic:
+        parts["evaluation"] = evaluated
     if calibration is not None and not calibration.is_synthetic:
-        visible, held_back = calibration.split(HELD_BACK, seed=recipe.seed)
-        guard = [batch.feeds for batch in _batches(held_back, _GUARD_SAMPLES)]
-        if not guard:
-            notes.append("too few calibration samples to hold any back: no collapse guard")
-    batches = _batches(visible, 1 if recipe.verify.level == "sample" else recipe.verify.samples)
-    feeds, rows = [batch.feeds for batch in batches], [batch.samples for batch in batches]
-    sizes = {name: np.shape(array) for name, array in feeds[0].items()} | dict(shapes or {})
+        visible, parts["held-back"] = calibration.split(HELD_BACK, seed=recipe.seed)
+        parts["calibration"] = visible
+        notes += _notes_of_samples(calibration, parts["held-back"], evaluated)
+    if not parts:
+        parts["synthetic"] = calibration or evaluated or _drawn(model, recipe, shapes)
+        if calibration is None and evaluated is None and recipe.verify.level != "structure":
+            notes.append("no data were given: outputs were compared on random inputs")
+    wanted = 1 if recipe.verify.level == "sample" else recipe.verify.samples
+    compared = _compared(parts, wanted)
+    first = _batches(next(reversed(parts.values())), wanted)[0].feeds
+    sizes = {name: np.shape(array) for name, array in first.items()} | dict(shapes or {})
     return Inputs(
-        visible if calibration else None, evaluated, feeds, rows, guard, sizes, source.is_synthetic, notes,
-        dict(shapes or {}),
+        visible, evaluated, [batch.feeds for _, batch in compared], [batch.samples for _, batch in compared],
+        [kind for kind, _ in compared], first, _guard(parts), sizes, "synthetic" in parts, notes, dict(shapes or {}),
     )  # fmt: skip
+
+
+def _drawn(model: Model, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]] | None) -> Dataset:
+    rng = np.random.default_rng(recipe.seed)
+    return synthetic(model.signature, shapes, index_bounds(model), recipe.verify.samples, rng)
+
+
+def _compared(parts: Mapping[Kind, Dataset], wanted: int) -> list[tuple[Kind, Batch]]:
+    """So many samples for comparing outputs; what passes see where the rest is not enough."""
+    found: list[tuple[Kind, Batch]] = []
+    for kind, dataset in parts.items():
+        left = wanted - sum(batch.samples for _, batch in found)
+        found += [(kind, batch) for batch in _batches(dataset, left)] if left > 0 else []
+    return found
+
+
+def _guard(parts: Mapping[Kind, Dataset]) -> list[Feed]:
+    """Batches that no pass sees, for the collapse guard; nothing is chosen by them."""
+    held_back, evaluation = parts.get("held-back"), parts.get("evaluation")
+    enough = held_back is not None and held_back.samples >= _FEWEST_JUDGED
+    chosen = held_back if enough or evaluation is None else evaluation
+    return [] if chosen is None else [batch.feeds for batch in _batches(chosen, _GUARD_SAMPLES)]
+
+
+def _notes_of_samples(calibration: Dataset, held_back: Dataset, evaluation: Dataset | None) -> list[str]:
+    """What calibration samples cannot tell, because they are too few or all the same."""
+    notes = []
+    if not held_back.samples and evaluation is None:
+        notes.append("too few calibration samples to hold any back: drift is measured on those that passes saw")
+    if all_alike(calibration):
+        notes.append(
+            f"{calibration.name}: all {calibration.samples} samples are the same: what passes fit to them, and drift "
+            "on them, tell nothing of other inputs"
+        )
+    return notes
 
 
 def _opened(
@@ -149,12 +230,12 @@ def _opened(
     return open_data(spec, model.signature, allow_code=allowed, mask=mask, shapes=shapes, bounds=bounds)
 
 
-def _mask_notes(calibration: Dataset | None, mask: str | None) -> list[str]:
+def _mask_notes(model: Model, calibration: Dataset | None, mask: str | None) -> list[str]:
     """Where padding may count because no mask is named, or a mask is named for nothing."""
     if calibration is None or calibration.is_synthetic:
         return [f"the padding mask {mask!r} is not used: there are no calibration data"] if mask is not None else []
     if calibration.mask is not None:
-        return []
+        return _misfit(model, calibration)
     notes = []
     if calibration.mask_names:
         aside = listed([MASK + name for name in calibration.mask_names])
@@ -163,6 +244,24 @@ def _mask_notes(calibration: Dataset | None, mask: str | None) -> list[str]:
         which = "input" if len(likely) == 1 else "inputs"
         notes.append(f"nothing but 0 and 1 in {which} {listed(likely)}: if that marks padding, name it as data.mask")
     return [f"{calibration.name}: {note}" for note in notes]
+
+
+def _misfit(model: Model, calibration: Dataset) -> list[str]:
+    """A note on a mask of tokens that no value of a model has, by the first batch."""
+    batch = calibration.first()
+    if batch.mask is None or batch.mask.ndim != 2:
+        return []
+    shapes = infer(model, {name: np.shape(array) for name, array in batch.feeds.items()}, thorough=True)
+    inputs = (value for value in model.graph.inputs if value.name != calibration.mask and not value.is_initializer())
+    values = [*inputs, *(value for node in model.graph for value in node.outputs)]
+    found = [shapes.concrete(value) for value in values if value.name and shapes.is_tensor(value) is not False]
+    if any(shape is None or counts_tokens(batch.mask, shape) for shape in found):
+        return []
+    tokens = batch.mask.shape[1]
+    return [
+        f"{calibration.name}: the padding mask {calibration.mask!r} has {tokens} tokens a sample, and no value of the "
+        "model has so many: it leaves out samples without any token, and nothing else"
+    ]
 
 
 def resized(inputs: Inputs, model: Model, recipe: Recipe, runs: Callable[[Feed], bool]) -> Inputs | None:
@@ -208,8 +307,12 @@ def _batches(dataset: Dataset, samples: int) -> list[Batch]:
     return list(dataset.take(samples).batches()) if dataset.samples else []
 
 
-def _check_shapes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Sizes that are only used for counting must fit as well as those that random inputs are drawn with."""
+def check_shapes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Sizes that are only used for counting must fit as well as those that random inputs are drawn with.
+
+    Raises:
+        DataError: a shape of no input, or one that its input does not take.
+    """
     inputs = {info.name: info for info in signature.inputs}
     for name, shape in shapes.items():
         if name not in inputs:

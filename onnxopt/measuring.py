@@ -61,7 +61,7 @@ class Measuring:
         probe = folder / "shapes.onnx"
         Model(observation(model, unknown)).save(probe)
         try:
-            outputs = self._worker.call(run_batches, str(probe), SessionMode.REFERENCE, [dict(self._inputs.feeds[0])])
+            outputs = self._worker.call(run_batches, str(probe), SessionMode.REFERENCE, [dict(self._inputs.first)])
         except OnnxOptError:
             return {}
         return dict(observed_from(outputs[0]))
@@ -91,10 +91,10 @@ class Measuring:
         return found
 
     def latency(self, candidate: Path) -> dict[str, Any] | None:
-        """Median milliseconds before and after at the first feed, and the median of paired ratios."""
+        """Median milliseconds before and after at the first batch, and the median of paired ratios."""
         if self._unverified is not None:
             return None
-        before, after = self._worker.call(latency, [str(self._original), str(candidate)], dict(self._inputs.feeds[0]))
+        before, after = self._worker.call(latency, [str(self._original), str(candidate)], dict(self._inputs.first))
         return {
             "before_ms": before.p50 * 1e3, "after_ms": after.p50 * 1e3, "ratio": after.ratio.median,
             "ratio_quartiles": [after.ratio.lower_quartile, after.ratio.upper_quartile], "runs": after.count,

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
-from typing import Any, ClassVar, Literal, Protocol, Self
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Protocol, Self, Union, get_args, get_origin
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationInfo, field_validator
 
 from onnxopt import discovery
 from onnxopt.analysis.cost import Cost
@@ -86,12 +87,17 @@ class Change:
 
 @dataclass
 class Findings:
-    """What came out of one run of a pass: changes, refusals with reasons, notes, figures."""
+    """What came out of one run of a pass: changes, refusals with reasons, notes, figures.
+
+    Attributes:
+        chosen: option that leaves the choice to the pass (`auto`) -> what it chose, and where.
+    """
 
     changes: list[Change] = field(default_factory=list)
     declined: list[Declined] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     measures: dict[str, float | int | str] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
@@ -107,11 +113,12 @@ class Findings:
         self.declined.append(Declined(_name(node), rule, why))
 
     def add(self, other: "Findings") -> None:
-        """Take over what another run found (figures of the same name are replaced)."""
+        """Take over what another run found (figures and choices of the same name are replaced)."""
         self.changes += other.changes
         self.declined += other.declined
         self.notes += other.notes
         self.measures |= other.measures
+        self.chosen |= other.chosen
 
 
 def _name(of: ir.Node | str | None) -> str:
@@ -283,6 +290,13 @@ class Pass(BaseModel):
 
     limits: Limits | None = Field(None, description="limits for this pass alone, against the input model")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any, info: ValidationInfo) -> Any:
+        """Of an option that takes a list, a single value is the list of it: `kinds: heads`."""
+        takes_a_list = _is_list(cls.model_fields[info.field_name or ""].annotation)
+        return [value] if takes_a_list and isinstance(value, str | int | float) else value
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
@@ -317,6 +331,12 @@ class Pass(BaseModel):
     def summary(cls) -> str:
         """First line of the documentation."""
         return (cls.__doc__ or "").strip().split("\n")[0]
+
+
+def _is_list(kind: Any) -> bool:
+    """Whether nothing but a list, or nothing, is of an option's type."""
+    arms = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return all((get_origin(arm) or arm) in (tuple, list) for arm in arms if arm is not NoneType)
 
 
 def parts(pass_: Pass) -> list[Pass]:

@@ -25,7 +25,7 @@ from onnxopt.overrides import Idle
 from onnxopt.passing import Exact, Findings, Limits, Lossy, Pass, contract_of, make, parts, reshapes, rounds, separated
 from onnxopt.publish import check_output, check_report, present_digest, publish, report_name
 from onnxopt.recipe import Recipe
-from onnxopt.report import Facts, Report, Step, facts, last, slower, status, versions
+from onnxopt.report import Facts, Report, Step, drift_on, facts, last, slower, status, versions
 from onnxopt.reproduce import reproduce
 from onnxopt.rewrites import Rewrites
 from onnxopt.settings import DEFAULT, Progress, Settings
@@ -102,6 +102,8 @@ class _Run:
         self.inputs = inputs_.gather(self.original, recipe, data, evaluation, settings.shapes, settings.allow_code)
         self.digests = digests(self.original, recipe, self.inputs)
         self.workdir = WorkDir(folder, self.digests, resume=settings.resume)
+        self.used = recipe.on(data, evaluation)
+        """The recipe as it is reported, with the data that were given for this run."""
         self.idle = Idle(recipe.overrides)
         self._within: tuple[Path | None, Limits] = None, Limits()
         """What was last held to limits, and to which."""
@@ -126,7 +128,7 @@ class _Run:
             self.original, worker=self.worker, workdir=self.workdir, target=self.recipe.target,
             overrides=self.recipe.overrides, sizes=inputs.sizes, progress=self._progress_inside,
             observed=self.measuring.observe(self.original, self.workdir.folder), sample=inputs.sample,
-            timed=lambda: self.inputs.feeds[0], calibration=inputs.calibration, memory=self.settings.memory,
+            timed=lambda: self.inputs.first, calibration=inputs.calibration, memory=self.settings.memory,
         )  # fmt: skip
         before = facts(self.original, self.context.cost, self.path, self.digests["model"])
         model, first = self._start()
@@ -141,7 +143,7 @@ class _Run:
         """What judges candidates on the inputs, with the original's outputs."""
         verifier = Verifier(
             self.worker, self.path, self.inputs.feeds, self.inputs.guard, self.recipe.verify,
-            real_data=not self.inputs.synthetic, scratch=self.workdir.folder,
+            real_data=not self.inputs.synthetic, scratch=self.workdir.folder, unseen=self.inputs.unseen,
         )  # fmt: skip
         verifier.prepare(self.original, _batches(self.workdir.done))
         return verifier
@@ -252,14 +254,17 @@ class _Run:
             raise ContractViolation(f"pass {pass_.name} broke its contract: it changed the model's inputs or outputs")
         contract = contract_of(pass_)
         limits = self.recipe.limits.with_(pass_.limits)
-        limited = limits.metric_drop is not None or limits.drift is not None
-        guard = isinstance(contract, Lossy) and not limited and not self.settings.accept_loss
-        verdict, accept = self.verifier.judge(candidate, contract, guard=guard)
+        verdict, accept = self.verifier.judge(candidate, contract, guard=self._is_guarded(pass_))
         require(verdict, f"pass {pass_.name}")
         if isinstance(contract, Exact) and pass_.limits is None:
             limits = Limits(drift=limits.drift)  # the metric is looked at after lossy passes, and at the end
         self._check_limits(f"pass {pass_.name}", limits, candidate)
         return verdict, accept
+
+    def _is_guarded(self, pass_: Pass) -> bool:
+        """Whether nothing but the collapse guard says how far a pass may go."""
+        unlimited = self.recipe.limits.with_(pass_.limits) == Limits()
+        return isinstance(contract_of(pass_), Lossy) and unlimited and not self.settings.accept_loss
 
     def _check_limits(self, what: str, limits: Limits, candidate: Path) -> None:
         notes = []
@@ -338,9 +343,11 @@ class _Run:
                 verified=self.verifier.unverified is None, status=status(self.inputs, self.verifier, done),
                 before=before, after=replace(after, file_bytes=file_bytes, digest=digest), steps=done,
                 drift=last(done, "drift"), deployed_drift=last(done, "deployed_drift"),
+                drift_on=drift_on(self.inputs, self.verifier, done),
                 metric=metric, latency=latency, memory=self.measuring.memory(),
                 sizes={name: list(shape) for name, shape in self.inputs.sizes.items()}, data=self.inputs.describe(),
-                recipe=self.recipe.resolved(), digests=self.digests, versions=versions(),
+                recipe=self.used.resolved(), flags=[*self.used.flags(), *self.settings.flags()],
+                digests=self.digests, versions=versions(),
                 notes=[*self.inputs.notes, *self.verifier.notes, *self._notes(after), *slower(latency)],
                 output=str(self.output.name) if self.output else None,
             )  # fmt: skip
@@ -360,6 +367,8 @@ class _Run:
         """What became of the limits, the target and the overrides that the recipe names, and of the report's name."""
         newest = self.recipe.target.max_opset
         notes = [*self._limit_notes, *self.idle.notes()]
+        if not self.verifier.guarded and any(map(self._is_guarded, self.steps)):
+            notes.append("the collapse guard had nothing to judge: it needs an output that differs among three samples")
         name = "report" if self._folder is None else report_name(self._folder, self.output)
         if name != "report":
             notes.append(f"report.json is not of this output, whose report is {name}.json")

@@ -1,5 +1,6 @@
 """Recipes: what to do to a model, as people write it. Every mistake is one line with the key's path."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from onnxopt import overrides
 from onnxopt.backends.target import Target
+from onnxopt.data import is_function
 from onnxopt.errors import RecipeError
 from onnxopt.evaluate import MetricConfig
 from onnxopt.overrides import Override
@@ -57,6 +59,22 @@ class Recipe(_Part):
     seed: NonNegativeInt = 0
     passes: tuple[Pass, ...] = ()
 
+    def on(self, data: Any, evaluation: Any) -> "Recipe":
+        """The same with the data that a run was given in place of those it names; arrays have no name."""
+        given = {"calibration": data, "evaluation": evaluation}
+        names = {
+            key: str(value) if isinstance(value, str | Path) else None
+            for key, value in given.items()
+            if value is not None
+        }
+        return self.model_copy(update={"data": self.data.model_copy(update=names)})
+
+    def flags(self) -> list[str]:
+        """Options of the command line without which a file of it is refused."""
+        named = (self.data.calibration, self.data.evaluation, self.data.metric.kind if self.data.metric else None)
+        code = any(name is not None and is_function(name) for name in named)
+        return ["--allow-code"] * code + ["--force-order"] * (_ordered(self.passes) != list(self.passes))
+
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain values that `build` takes, defaults left out."""
         plain = self.model_dump(mode="json", exclude={"passes"}, exclude_defaults=True)
@@ -85,6 +103,25 @@ def read(path: Path) -> dict[str, Any]:
             for key, value in content["data"].items()
         }
     return content
+
+
+def seen_from(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The plain content of a recipe as a file in another folder has it: paths of data lead from there."""
+    if not isinstance(data := content.get("data"), Mapping):
+        return dict(content)
+    return {**content, "data": {
+        key: _away(value, folder) if key in ("calibration", "evaluation") else value for key, value in data.items()
+    }}  # fmt: skip
+
+
+def _away(value: Any, folder: Path) -> Any:
+    """A path of data that exists, seen from a folder; anything else as it is."""
+    if not isinstance(value, str) or not value or Path(value).is_absolute() or not Path(value).exists():
+        return value
+    try:
+        return os.path.relpath(value, folder)
+    except ValueError:  # another drive
+        return os.path.abspath(value)
 
 
 class _Loader(yaml.SafeLoader):
@@ -280,12 +317,17 @@ def _single(item: Any, where: str) -> tuple[str, Any]:
 
 
 def _check_order(passes: Sequence[Pass]) -> None:
-    ranks = [PHASES.index(p.phase) for p in passes]
-    if ranks == sorted(ranks):
+    right = _ordered(passes)
+    if right == list(passes):
         return
-    right = [p.name for _, p in sorted(zip(ranks, passes, strict=True), key=lambda pair: pair[0])]
+    order = ", ".join(pass_.name for pass_ in right)
+    ranks = [PHASES.index(p.phase) for p in passes]
     at = next(i for i in range(1, len(ranks)) if ranks[i] < ranks[i - 1])
     raise RecipeError(
         f"passes.{at}: {passes[at].name} ({passes[at].phase}) comes after {passes[at - 1].name} "
-        f"({passes[at - 1].phase}); the right order is {', '.join(right)} (--force-order runs them as given)"
+        f"({passes[at - 1].phase}); the right order is {order} (--force-order runs them as given)"
     )
+
+
+def _ordered(passes: Sequence[Pass]) -> list[Pass]:
+    return sorted(passes, key=lambda pass_: PHASES.index(pass_.phase))

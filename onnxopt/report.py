@@ -17,6 +17,7 @@ from onnxopt.inputs import Inputs
 from onnxopt.model import Model
 from onnxopt.passing import Findings, Pass
 from onnxopt.reading import external_files
+from onnxopt.recipe import seen_from
 from onnxopt.rewrites import REWRITES_LEFT, REWRITES_RUN
 from onnxopt.verify import Verdict, Verifier
 
@@ -43,6 +44,7 @@ class Step:
 
     Attributes:
         outcome: changed, unchanged (nothing to do, see `declined`), or rolled back (`why` tells).
+        chosen: option -> what the pass chose where it was left to it.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Step:
     declined: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     measures: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
     verdict: dict[str, Any] | None = None
 
     @classmethod
@@ -63,7 +66,8 @@ class Step:
         return cls(
             pass_.name, pass_.options(), outcome, round(seconds, 3), why,
             [asdict(c) for c in findings.changes], [asdict(d) for d in findings.declined],
-            list(findings.notes), dict(findings.measures), asdict(verdict) if verdict else None,
+            list(findings.notes), dict(findings.measures), dict(findings.chosen),
+            asdict(verdict) if verdict else None,
         )  # fmt: skip
 
     def history(self) -> dict[str, Any]:
@@ -84,12 +88,14 @@ class Report:
     steps: list[Step] = field(default_factory=list)
     drift: float | None = None
     deployed_drift: float | None = None
+    drift_on: str | None = None
     metric: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
     memory: dict[str, int | None] = field(default_factory=dict)
     sizes: dict[str, list[int]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -99,6 +105,11 @@ class Report:
         """Plain values, infinities as text (JSON has none)."""
         plain: dict[str, Any] = finite(asdict(self))
         return plain
+
+    def _recipe_file(self, folder: Path) -> str:
+        """The recipe as a file in a folder, with what else the command line has to say for the same run."""
+        beside = f"# with {' '.join(self.flags)}\n" if self.flags else ""
+        return beside + yaml.safe_dump(seen_from(self.recipe, folder), sort_keys=False)
 
     @contextlib.contextmanager
     def staged(self, folder: Path, name: str = "report") -> Iterator[Callable[[], None]]:
@@ -111,7 +122,7 @@ class Report:
         """
         texts = {
             folder / f"{name}.json": json.dumps(self.to_dict(), indent=1) + "\n",
-            folder / f"{name}.recipe.yaml": yaml.safe_dump(self.recipe, sort_keys=False),
+            folder / f"{name}.recipe.yaml": self._recipe_file(folder),
         }
         temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
 
@@ -172,10 +183,12 @@ def status(inputs: Inputs, verifier: Verifier, steps: Sequence[Step]) -> str:
         run, left = (sum(step.measures.get(key, 0) for step in steps) for key in (REWRITES_RUN, REWRITES_LEFT))
         parts = f"; rewrites run by themselves: {run} of {run + left}, not run: {left}" if run + left else ""
         return f"UNVERIFIED END TO END: {verifier.unverified}{parts}"
-    count = sum(inputs.rows[: verifier.batches])
-    kind = "calibration" if inputs.calibration else "evaluation"
-    data = "synthetic data" if inputs.synthetic else f"{count} sample{'s'[: count != 1]} of {kind} data"
-    return f"verified end to end on {data}"
+    return f"verified end to end on {inputs.compared_on(verifier.batches)}"
+
+
+def drift_on(inputs: Inputs, verifier: Verifier, steps: Sequence[Step]) -> str | None:
+    """What drift was measured on; None where none was."""
+    return None if last(steps, "drift") is None else inputs.drift_on(verifier.batches)
 
 
 def slower(latency: Mapping[str, Any] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """How a run is carried out, as opposed to what it does: that is the recipe's."""
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,15 @@ class Settings:
     threads: int | None = None
     memory: int | None = None
     progress: Callable[[Progress], None] | None = None
+
+    def flags(self) -> list[str]:
+        """What of it has a part in the result, as options of the command line."""
+        shapes = [f"{name}:{','.join(map(str, shape))}" for name, shape in (self.shapes or {}).items()]
+        return [
+            *(f"--shape {shlex.quote(shape)}" for shape in shapes),
+            *(["--accept-loss"] if self.accept_loss else []),
+            *(f"--{name} {value}" for name, value in (("threads", self.threads), ("memory", self.memory)) if value),
+        ]
 
 
 DEFAULT = Settings()

@@ -6,7 +6,7 @@ what the file means; the *deployed session* (the defaults) tells what users get.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Verdict:
 
     Attributes:
         level: how much was proved.
-        drift: worst relative L2 against the original in the reference session; None where nothing ran.
+        drift: worst relative L2 against the original in the reference session, on what no pass saw, if there is any;
+            None where nothing ran.
         deployed_drift: the same in the deployed session.
         broken: what breaks the contract, one line each.
         undecidable: outputs in which the original does not agree with itself.
@@ -69,15 +70,16 @@ class Verifier:
         worker: the process in which sessions run.
         original: the input model's file.
         feeds: what both models are run on.
-        guard: held-back calibration samples for the collapse guard; empty: no guard.
+        guard: samples that no pass saw, for the collapse guard; empty: it judges the feeds.
         config: the recipe's `verify`.
         real_data: whether the feeds are the user's, so that NaNs in the original's outputs are an error.
         scratch: folder for copies of models in which random numbers are seeded.
+        unseen: how many of the feeds, the first ones, no pass saw: drift is of these; 0: of all.
     """
 
     def __init__(
         self, worker: Worker, original: Path, feeds: Sequence[Feed], guard: Sequence[Feed], config: Verify,
-        real_data: bool, scratch: Path,
+        real_data: bool, scratch: Path, unseen: int = 0,
     ) -> None:  # fmt: skip
         self._worker = worker
         self._original = original
@@ -86,6 +88,7 @@ class Verifier:
         self._config = config
         self._real_data = real_data
         self._scratch = scratch
+        self._unseen = unseen
         self._tolerance: Mapping[str, float] | None = None
         self._state = original
         self._chance = self._last_chance = Seeded(original)
@@ -99,9 +102,10 @@ class Verifier:
         self._notes: list[str] = []
         self._full_check = True
         self._false_outputs: list[str] = []
-        self._guarded = True
         self._seeded: dict[tuple[Path, int, int], Seeded] = {}
         self._by_statistics: set[str] = set()
+        self.guarded = True
+        """Whether the collapse guard has anything to judge."""
         self.level: Level = config.level
         self.unverified: str | None = None
         """Why nothing was verified end to end; None where everything was."""
@@ -124,8 +128,6 @@ class Verifier:
         if self._by_statistics:
             names = ", ".join(sorted(self._by_statistics))
             notes.append(f"a pass renamed what draws random numbers for {names}: mean and spread are compared")
-        if not self._guarded:
-            notes.append("the collapse guard had nothing to judge: it needs an output that differs among three samples")
         if self._noise.unstable:
             names = ", ".join(sorted({name for name, _ in self._noise.unstable}))
             notes.append(f"the original does not agree with itself in {names}: nothing is decided where it does not")
@@ -188,7 +190,7 @@ class Verifier:
         if not comparing.judgeable(self._guard_outputs):
             self._guard = self._feeds
             self._guard_outputs = self._deployed or self._run(self._original, SessionMode.DEPLOYED, self._feeds)
-            self._guarded = comparing.judgeable(self._guard_outputs)
+            self.guarded = comparing.judgeable(self._guard_outputs)
 
     def resume_from(self, state: Path) -> None:
         """Hold the next exact pass to the outputs of a state that was accepted before."""
@@ -254,12 +256,21 @@ class Verifier:
             as_deployed = self._run(candidate, SessionMode.DEPLOYED, self._feeds)
             lived = comparing.measure(self._deployed, as_deployed, self._noise, otherwise)
             broken += [f"as deployed: {line}" for line in lived.broken if line not in broken]
-            deployed = lived.drift
+            deployed = self._drift(lived, self._deployed, as_deployed, otherwise)
         verdict = replace(
-            verdict, drift=against_original.drift, deployed_drift=deployed, broken=tuple(broken),
-            undecidable=judged.undecidable, batches=len(self._feeds),
+            verdict, drift=self._drift(against_original, self._reference, outputs, otherwise), deployed_drift=deployed,
+            broken=tuple(broken), undecidable=judged.undecidable, batches=len(self._feeds),
         )  # fmt: skip
         return verdict, outputs
+
+    def _drift(
+        self, found: Comparison, reference: Sequence[Outputs], outputs: Sequence[Outputs], otherwise: Collection[str]
+    ) -> float:
+        """The drift of a comparison, on what no pass saw of all that was compared."""
+        if not 0 < self._unseen < len(reference):
+            return found.drift
+        unseen = slice(self._unseen)
+        return comparing.measure(reference[unseen], outputs[unseen], self._noise, otherwise).drift
 
     def _accept(self, state: Path, outputs: list[Outputs], contract: Contract) -> None:
         self._state, self._previous, self._last_chance = state, outputs, self._without_chance(state)

@@ -144,6 +144,21 @@ def test_collapse_says_nothing_where_the_original_is_constant() -> None:
     assert collapsed([{"y": constant}], [{"y": 2 * constant}]) == []
 
 
+@pytest.mark.parametrize("shift", [0.0, 9.0])
+@pytest.mark.parametrize("samples", [15, 64])
+def test_one_decision_for_all_is_a_collapse(shift: float, samples: int) -> None:
+    """Scores that still vary with the original's, but of which one is always the largest."""
+    scores = np.random.default_rng(0).standard_normal((samples, 10))
+    biased = scores + shift * np.eye(10)[3]
+    reasons = collapsed([{"y": scores}], [{"y": biased}])
+    assert reasons == (
+        [f"the largest entry of output y is one and the same for all {samples} samples"]
+        if shift and samples > 15
+        else []
+    )
+    assert not collapsed([{"y": biased}], [{"y": biased + 0.1 * scores}])
+
+
 def test_each_output_has_its_own_tolerance() -> None:
     a = [{"y": Y, "s": [Y], "other": Y, "half": Y.astype(np.float16)}]
     b = [{"y": Y * np.float32(1.001), "s": [Y * np.float32(1.001)], "other": Y, "half": Y.astype(np.float16)}]

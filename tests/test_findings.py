@@ -37,6 +37,12 @@ def test_a_node_is_recorded_by_what_it_is_called() -> None:
     assert findings.declined == [Declined(name, "rule", "why") for name in ("y", "")]
 
 
+def test_what_was_found_adds_up() -> None:
+    one, other = Findings(chosen={"a": "x", "b": "y"}), Findings(chosen={"b": "z"}, notes=["n"])
+    one.add(other)
+    assert (one.chosen, one.notes) == ({"a": "x", "b": "z"}, ["n"])
+
+
 def test_no_pass_speaks_of_a_node_without_a_name() -> None:
     text = UNNAMED.replace("WEIGHTS", ", ".join(["0.5"] * 4096)).replace("ONES", ", ".join(["1"] * 64))
     model = load(onnx.parser.parse_model(text))

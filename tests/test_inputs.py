@@ -83,6 +83,64 @@ def test_the_first_calibration_sample(long: Path) -> None:
     assert judged.sample() is None, "passes see no evaluation data"
 
 
+ROWS = np.random.default_rng(1).standard_normal((50, 50)).astype(np.float32)
+
+
+def test_what_no_pass_sees_is_compared_first(long: Path) -> None:
+    given = gathered(load(long), {"x": ROWS[:10]})
+    assert (given.kinds, given.rows, given.unseen) == (["held-back", "calibration"], [2, 2], 1)
+    assert given.calibration is not None
+    seen = np.concatenate([batch.feeds["x"] for batch in given.calibration.batches()])
+    assert not any((row == seen).all(axis=1).any() for row in given.feeds[0]["x"])
+    assert all((row == seen).all(axis=1).any() for row in given.feeds[1]["x"])
+    np.testing.assert_array_equal(given.first["x"], seen[: len(given.first["x"])])
+    assert given.compared_on(2) == "4 samples of calibration data"
+    assert (given.drift_on(2), given.drift_on(1)) == ("2 held-back calibration samples",) * 2
+
+
+def test_evaluation_data_come_before_all_others(long: Path) -> None:
+    model = load(long)
+
+    def both(calibration: object, evaluation: object) -> inputs.Inputs:
+        return inputs.gather(model, RECIPE, calibration, evaluation, None, allow_code=False)
+
+    assert both({"x": ROWS[:30]}, {"x": ROWS[30:]}).kinds == ["evaluation"]
+    few = both({"x": ROWS[:30]}, {"x": ROWS[30:31]})
+    assert (few.kinds[0], set(few.kinds[1:]), few.unseen) == ("evaluation", {"held-back"}, len(few.feeds))
+    assert few.compared_on(few.unseen) == "1 sample of evaluation data and 3 samples of calibration data"
+    assert few.drift_on(few.unseen) == "1 sample of evaluation data and 3 held-back calibration samples"
+    drawn = both("synthetic", {"x": ROWS})
+    assert (drawn.kinds, drawn.synthetic) == (["evaluation"], False)
+
+
+def test_what_the_guard_judges_by(long: Path) -> None:
+    model = load(long)
+
+    def guard(calibration: int, evaluation: int) -> list[float]:
+        given = [{"x": ROWS[part]} if ROWS[part].size else None
+                 for part in (slice(calibration), slice(calibration, calibration + evaluation))]  # fmt: skip
+        found = inputs.gather(model, RECIPE, *given, None, allow_code=False)
+        return [row[0] for feed in found.guard for row in feed["x"]]
+
+    assert guard(0, 0) == []
+    assert guard(0, 20) == ROWS[:20, 0].tolist()
+    assert guard(5, 20) == ROWS[5:25, 0].tolist(), "one held-back sample decides nothing"
+    assert len(guard(20, 20)) == 4
+    assert set(guard(20, 20)) <= set(ROWS[:20, 0].tolist())
+
+
+def test_samples_that_are_all_the_same_are_told(long: Path) -> None:
+    def notes(data: object) -> list[str]:
+        return [note for note in gathered(load(long), data).notes if "are the same" in note]
+
+    same = np.repeat(ROWS[:1], 12, axis=0)
+    assert notes({"x": same})[0].startswith("data: all 12 samples are the same")
+    assert notes([{"x": same[:1]}] * 3)
+    assert notes({"x": np.concatenate([same, ROWS[1:2]])}) == []
+    assert notes({"x": same[:1]}) == []
+    assert notes({"x": ROWS}) == []
+
+
 @pytest.fixture
 def padded() -> Model:
     """A model of token ids and which of them are real: [batch, tokens]."""
@@ -133,6 +191,16 @@ def test_the_mask_is_the_calibration_data_s(padded: Model, mask: str) -> None:
 @pytest.mark.parametrize("data", [None, "synthetic"])
 def test_a_mask_for_nothing_is_told(padded: Model, data: object) -> None:
     assert of_masks(padded, data, "pad")[1] == ["the padding mask 'pad' is not used: there are no calibration data"]
+
+
+def test_a_mask_of_tokens_that_the_model_has_not_is_told(padded: Model, long: Path) -> None:
+    whole = np.ones((10, 3), bool)
+    arrays = {"ids": IDS, "real": REAL.astype(int), "mask/three": whole, "mask/four": REAL, "mask/one": whole[:, 0]}
+    told = [of_masks(padded, arrays, mask)[1] for mask in ("three", "four", "real", "one")]
+    assert told == [
+        ["data: the padding mask 'three' has 3 tokens a sample, and no value of the model has so many: it leaves out "
+         "samples without any token, and nothing else"], [], [], [],
+    ]  # fmt: skip
 
 
 def test_a_mask_that_is_not_there(padded: Model) -> None:

@@ -205,6 +205,64 @@ def test_the_guard_works_with_few_samples(run: Run) -> None:
         run([{"lossy-scale": {"node": "head/Gemm", "factor": 0.0}}], data={"images": images})
 
 
+@pytest.mark.parametrize("few", [None, 6])
+def test_without_calibration_samples_the_guard_takes_inputs_of_evaluation_data(run: Run, few: int | None) -> None:
+    data = few and {"images": np.load(CALIBRATION)["images"][:few]}
+    with pytest.raises(ContractViolation, match="the same for all 64 samples"):
+        run(
+            [{"lossy-scale": {"node": "head/Gemm", "factor": 0.0}}], data=data, evaluation=EVALUATION,
+            metric="top1", verify={"samples": 2},
+        )  # fmt: skip
+
+
+def test_the_report_tells_what_a_pass_chose(run: Run) -> None:
+    class Choosing(Narrow):
+        """Clip, and tell where."""
+
+        def run(self, model: Model, context: Context) -> Findings:
+            findings = super().run(model, context)
+            findings.chosen["high"] = "8"
+            return findings
+
+    assert run([Choosing()], text(CLIPPED), data=None).report.steps[-1].chosen == {"high": "8"}
+
+
+def test_the_guard_is_missed_only_where_it_is_asked_for(run: Run) -> None:
+    def notes(pass_: Any, **recipe: Any) -> list[str]:
+        data = {"x": np.ones((2, 4), np.float32)}
+        found = run([pass_], text(CLIPPED), data=data, evaluation=None, **recipe).report.notes
+        return [note for note in found if "collapse guard" in note]
+
+    assert len(notes(Narrow())) == 1
+    assert notes("clean") == []
+    assert notes(Narrow(), limits={"drift": 0.5}) == []
+
+
+def test_drift_is_told_of_what_no_pass_saw(run: Run) -> None:
+    small = np.random.default_rng(0).random((20, 4), np.float32)
+
+    def found(**data: Any) -> tuple[float | None, str | None, str]:
+        report = run([Narrow()], text(CLIPPED), settings={"accept_loss": True}, **data).report
+        return report.drift, report.drift_on, report.status
+
+    drift, on, status = found(data={"x": small}, evaluation={"x": 100 * small})
+    assert drift is not None
+    assert drift > 0.05
+    assert (on, status) == ("8 samples of evaluation data", "verified end to end on 8 samples of evaluation data")
+    drift, on, status = found(data={"x": small})
+    assert drift is not None
+    assert drift < 1e-6
+    assert (on, status) == ("4 held-back calibration samples", "verified end to end on 8 samples of calibration data")
+    assert found(data={"x": small[:1]})[1] == "1 calibration sample that passes saw"
+    drift, on, status = found(data={"x": 100 * small[:1]}, evaluation={"x": small[:4]})
+    assert drift is not None
+    assert drift < 1e-6
+    assert (on, status.partition(" on ")[2]) == (
+        "4 samples of evaluation data", "4 samples of evaluation data and 1 sample of calibration data",
+    )  # fmt: skip
+    assert found(data=None)[1] == "synthetic data"
+
+
 def test_a_change_behind_the_model_s_back_ends_with_the_pass(run: Run) -> None:
     class Backdoor(Pass):
         """Zero a weight without an edit, and say nothing."""

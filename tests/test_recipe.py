@@ -34,6 +34,36 @@ def test_a_full_recipe_goes_round() -> None:
     assert resolved["overrides"] == FULL["overrides"]
 
 
+def test_the_data_of_a_run_take_the_place_of_the_recipe_s(tmp_path: Path) -> None:
+    made = recipe.build(FULL)
+    assert made.on(None, None) == made
+    named = made.on("x.npz", tmp_path / "y.npz").resolved()["data"]
+    assert named == {**FULL["data"], "calibration": "x.npz", "evaluation": str(tmp_path / "y.npz")}
+    assert made.on({"x": [1.0]}, None).resolved()["data"] == {
+        k: v for k, v in FULL["data"].items() if k != "calibration"
+    }
+
+
+def test_paths_of_data_lead_from_where_the_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.npz").touch()
+    for written, seen in (
+        ("x.npz", "../x.npz"), ("synthetic", "synthetic"), ("gone.npz", "gone.npz"), ("a:b", "a:b"),
+        (str(tmp_path / "x.npz"), str(tmp_path / "x.npz")),
+    ):  # fmt: skip
+        content = {"data": {"calibration": written, "mask": "x.npz"}, "seed": 3}
+        away = recipe.seen_from(content, tmp_path / "out")
+        assert away == {"data": {"calibration": seen, "mask": "x.npz"}, "seed": 3}
+        assert content["data"]["calibration"] == written  # type: ignore[index]
+    assert recipe.seen_from({"seed": 3}, tmp_path) == {"seed": 3}
+
+
+def test_what_a_recipe_needs_beside_it() -> None:
+    assert recipe.build(FULL).flags() == []
+    assert recipe.build({"data": {"metric": "mine:score"}}).flags() == ["--allow-code"]
+    assert recipe.build({"passes": ["quantize-weights", "clean"]}, force_order=True).flags() == ["--force-order"]
+
+
 def test_defaults_are_left_out_of_what_is_written() -> None:
     assert recipe.build({"passes": ["clean"], "verify": "full", "target": "cpu"}).resolved() == {
         "version": 1, "passes": ["clean"],

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxopt.errors import RecipeError
-from onnxopt.settings import DEFAULT, parse_bytes
+from onnxopt.settings import DEFAULT, Settings, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,12 @@ def test_what_is_no_amount(given: object) -> None:
         parse_bytes(given, "--memory")  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+def test_what_has_a_part_in_the_result() -> None:
+    assert DEFAULT.flags() == []
+    made = Settings(shapes={"x": (1, 8), "a b": ()}, threads=2, memory=2**20, accept_loss=True, resume=True)
+    assert made.flags() == ["--shape x:1,8", "--shape 'a b:'", "--accept-loss", "--threads 2", "--memory 1048576"]
 
 
 def test_by_default_the_run_decides() -> None:

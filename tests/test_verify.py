@@ -310,6 +310,21 @@ def test_a_model_of_chance_is_judged_by_its_statistics(verifier: Any, tmp_path: 
     assert "mean" in judged(made, tmp_path, shifted % "9.0").broken[0]
 
 
+def test_drift_is_of_what_no_pass_saw(worker: Worker, tmp_path: Path) -> None:
+    """The candidate differs above 1 only: in the second batch, which passes saw."""
+    feeds = [{"x": np.full((2, 3), value, np.float32)} for value in (0.5, 4)]
+    original = written(tmp_path / "original.onnx", "g (float[N, 3] x) => (float[N, 3] y) { y = Identity (x) }")
+    clipped = "g (float[N, 3] x) => (float[N, 3] y) <float low = {0}, float high = {1}> { y = Clip (x, low, high) }"
+    drifts = {}
+    for unseen in range(3):
+        made = Verifier(worker, original, feeds, [], Verify(), True, tmp_path, unseen=unseen)
+        made.prepare(load(original))
+        found = judged(made, tmp_path, clipped, Lossy())
+        drifts[unseen] = found.drift, found.deployed_drift
+        assert judged(made, tmp_path, clipped, Exact()).broken, "what passes saw is compared all the same"
+    assert drifts == {unseen: pytest.approx((size, size)) for unseen, size in enumerate((0.75, 0.0, 0.75))}
+
+
 def test_the_guard_wants_more_than_shape(worker: Worker, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.random((32, 1, 8, 8), np.float32)

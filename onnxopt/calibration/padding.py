@@ -35,9 +35,14 @@ def placed(mask: Mask, shape: Shape, *, channels: int | None = None) -> Mask | N
         A mask over the leading axes, of their sizes or 1; None: none fits.
     """
     free = [size if channels is None or axis != channels % len(shape) else -1 for axis, size in enumerate(shape)]
-    rules = (_batch_first, _flattened, _time_first, _folded, _samples)
+    rules = (*_OF_TOKENS, _samples)
     found = (rule(mask, free) for rule in (rules if mask.ndim == 2 else rules[-1:]))
     return next((each for each in found if each is not None), None)
+
+
+def counts_tokens(mask: Mask, shape: Shape) -> bool:
+    """Whether the tokens of a mask, and not only its samples, are found in a tensor of some shape."""
+    return mask.ndim == 2 and any(rule(mask, shape) is not None for rule in _OF_TOKENS)
 
 
 def _batch_first(mask: Mask, free: Sequence[int]) -> Mask | None:
@@ -74,3 +79,6 @@ def _samples(mask: Mask, free: Sequence[int]) -> Mask | None:
 def _behind(free: Sequence[int], size: int) -> int:
     """The first axis of a size behind the leading one; 0: there is none."""
     return next((axis for axis, found in enumerate(free) if axis and found == size), 0)
+
+
+_OF_TOKENS = (_batch_first, _flattened, _time_first, _folded)

@@ -192,10 +192,16 @@ def _too_large(want: Want, sizes: Sizes, budget: int, fed: str, cure: str) -> Da
         f"tensor {want.stat.tensor!r}: {type(want.stat.request).__name__} needs "
         f"{_mib(values + footprint.state + footprint.work)} ({_mib(values)} for the values of {fed}, "
         f"{_mib(footprint.state)} for its sums and {_mib(footprint.work)} while they are added), "
-        f"more than the {_mib(budget)} that are allowed: {cure}look at fewer positions or at more groups of channels, "
-        "or allow more memory"
+        f"more than the {_mib(budget)} that are allowed: {cure}allow more memory "
+        f"(--memory {_enough(values + footprint.state + footprint.work)}), or look at fewer positions or at more "
+        "groups of channels"
     )
 
 
 def _mib(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB"
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 / 20 or not count else f"{max(count >> 10, 1)} KiB"
+
+
+def _enough(count: int) -> str:
+    """That many bytes or a few more, as the command line takes them."""
+    return f"{-(-count // 2**20)}M"

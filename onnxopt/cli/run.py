@@ -135,16 +135,22 @@ def show(report: Report, *, limited: bool) -> None:
     typer.echo(report.status)
     out.table(before_and_after(report), ("", "before", "after", ""))
     if report.deployed_drift is not None:
-        typer.echo(f"drift (relative L2): {shown(report.drift)}, as deployed {shown(report.deployed_drift)}")
+        on = f", on {report.drift_on}" if report.drift_on else ""
+        typer.echo(f"drift (relative L2): {shown(report.drift)}, as deployed {shown(report.deployed_drift)}{on}")
         if not limited and (warning := _unjudged(report)) is not None:
             typer.echo(f"WARNING: {warning}")
     if (memory := peak_memory(report)) is not None:
         typer.echo(f"peak memory: {memory}")
     for step in report.steps:
+        if step.name in pipeline.PREPARATION and step.outcome == "unchanged" and not (step.declined or step.notes):
+            continue
         left = f", {len(step.declined)} declined" if step.declined else ""
         count = len(step.changes)
-        why = f": {step.why}" if step.why else f", {count} change{'s' * (count != 1)}{left}"
+        done = f", {count} change{'s' * (count != 1)}" if step.outcome == "changed" else ""
+        why = f": {step.why}" if step.why else f"{done}{left}"
         typer.echo(f"  {step.name}: {step.outcome}{why} ({step.seconds:.1f} s)")
+        if step.chosen:
+            typer.echo(f"    chosen: {', '.join(f'{option} {value}' for option, value in step.chosen.items())}")
         reasons = Counter(entry["why"] for entry in step.declined)
         for reason, times in reasons.most_common(_REASONS):
             typer.echo(f"    declined {times}x: {reason}")
@@ -206,8 +212,13 @@ def before_and_after(report: Report) -> list[list[object]]:
         rows.append(["latency (ms)", *times, f"{out.ratio(latency['ratio'])} (median of pairs)"])
     if (metric := report.metric) is not None:
         scores = [f"{metric['before']:.4f}", f"{metric['after']:.4f}"]
-        rows.append([metric["name"], *scores, f"{metric['drop']:+.4f} lost"])
+        rows.append([metric["name"], *scores, _change(metric["drop"])])
     return rows
+
+
+def _change(drop: float) -> str:
+    """What became of a metric."""
+    return f"{-drop:.4f} gained" if drop < 0 else f"{drop:.4f} lost"
 
 
 def peak_memory(report: Report) -> str | None:
@@ -287,9 +298,15 @@ def _up_to_date(given: Arguments, made: Recipe, allow_code: bool) -> bool:
         same_output
         and report["digests"]["model"] == digest(given.model)
         and report["digests"]["data"] == inputs.digest()
-        and report["recipe"] == json.loads(json.dumps(made.resolved()))
+        and _unnamed(report["recipe"]) == _unnamed(json.loads(json.dumps(made.resolved())))
         and report["versions"] == versions()
     )
+
+
+def _unnamed(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without the names of data, which a digest knows better."""
+    data = {k: v for k, v in content.get("data", {}).items() if k not in ("calibration", "evaluation")}
+    return {key: value for key, value in content.items() if key != "data"} | ({"data": data} if data else {})
 
 
 def _ratio(before: float | None, after: float | None) -> str:

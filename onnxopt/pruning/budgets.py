@@ -14,6 +14,7 @@ _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _UNITS: Mapping[str, float] = _COUNTS | _BYTES | _TIMES
 
 _MOST = 1e300
+_PERCENT = 100
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _AMOUNT = re.compile(rf"\s*({_NUMBER})\s*([A-Za-z]+)\s*")
@@ -34,14 +35,9 @@ def target(value: float | str, full: float) -> float:
 
 def _amount(text: str, units: Mapping[str, float]) -> float:
     found = _AMOUNT.fullmatch(text)
-    if found is None or found[2] not in units:
-        known = ", ".join(units)
-        raise ValueError(
-            f"{reprlib.repr(text)} is no amount: a number and one of the units {known}, like {_example(units)}"
-        )
-    amount = float(found[1]) * units[found[2]]
+    amount = float(found[1]) * units[found[2]] if found and found[2] in units else 0.0
     if not (amount > 0 and math.isfinite(amount)):
-        raise ValueError(f"an amount must be above 0, not {reprlib.repr(text)}")
+        raise ValueError(f"must be {_allowed(units)}, not {reprlib.repr(text)}{_meant_by(text)}")
     return amount
 
 
@@ -54,17 +50,18 @@ def _checked(units: Mapping[str, float]) -> Callable[[Any], Any]:
         if isinstance(value, str):
             _amount(value, units)
             return value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"must be {_allowed(units)}, not {reprlib.repr(value)}")
-        if isinstance(value, float) and 0 < value <= 1:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and isinstance(value, float) and 0 < value <= 1:
             return value
-        raise ValueError(f"must be {_allowed(units)}, not {reprlib.repr(value)}{_meant(value, units)}")
+        meant = _meant(value, units) if number else ""
+        raise ValueError(f"must be {_allowed(units)}, not {reprlib.repr(value)}{meant}")
 
     return check
 
 
 def _allowed(units: Mapping[str, float]) -> str:
-    return f"the share to keep, above 0.0 and at most 1.0, or an amount with its unit, like {_example(units)}"
+    known = "an amount with its unit" if units is _UNITS else f"an amount in {', '.join(units)} like {_example(units)}"
+    return f"the share to keep, above 0 and at most 1.0, or {known}"
 
 
 def _example(units: Mapping[str, float]) -> str:
@@ -79,12 +76,21 @@ def _meant(value: float, units: Mapping[str, float]) -> str:
         return ""
     if units is _TIMES:
         return f"; if milliseconds are meant, write '{value:g}ms'"
-    least = min(units.values())
+    if value < _PERCENT:
+        return f"; {value:g} % is {value / _PERCENT:g}"
     unit, size = max(
-        ((unit, size) for unit, size in units.items() if size <= max(value, least) and "i" not in unit),
+        ((unit, size) for unit, size in units.items() if size <= value and "i" not in unit),
         key=lambda each: each[1],
+        default=min(units.items(), key=lambda each: each[1]),
     )
     return f"; if an amount is meant, write '{value / size:.6g}{unit}'"
+
+
+def _meant_by(text: str) -> str:
+    """What to write instead of a share that is text."""
+    found = re.fullmatch(rf"\s*({_NUMBER})\s*(%?)\s*", text)
+    share = 0.0 if found is None else float(found[1]) / (_PERCENT if found[2] else 1)
+    return f"; if a share is meant, write {share:g}" if 0 < share < 1 else ""
 
 
 def _schema(units: Mapping[str, float]) -> WithJsonSchema:

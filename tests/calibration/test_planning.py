@@ -152,11 +152,14 @@ def test_what_does_not_fit_alone_is_told() -> None:
     sizes = {Watched("fc1.input", "dense"): 4 << 20}
     told = (
         r"^tensor 'fc1.input': MinMax needs 13.0 MiB \(4.0 MiB for the values of a batch, 6.0 MiB for its sums and "
-        r"3.0 MiB while they are added\), more than the 12.0 MiB that are allowed: feed smaller batches, .* memory$"
+        r"3.0 MiB while they are added\), more than the 12.0 MiB that are allowed: feed smaller batches, "
+        r"allow more memory \(--memory 13M\), .*$"
     )
     with pytest.raises(DataError, match=told):
         plan([large], sizes, 12 << 20)
     assert plan([large], sizes, 13 << 20) == [(large,)]
+    with pytest.raises(DataError, match="than the 2 KiB that are allowed"):
+        plan([large], sizes, 2048)
 
 
 @given(problems(most=6), st.integers(1, 50), st.integers(0, BUDGET))
@@ -172,7 +175,7 @@ def test_rows_that_fit(problem: tuple[list[Want], dict[Watched, int]], rows: int
         assert rows_that_fit(wants, sizes, rows, budget) == max(fitting)
         plan(wants, scaled(sizes, max(fitting), rows), budget)
     else:
-        with pytest.raises(DataError, match=r"a single sample.*allowed: look at fewer"):
+        with pytest.raises(DataError, match=r"a single sample.*allowed: allow more"):
             rows_that_fit(wants, sizes, rows, budget)
 
 

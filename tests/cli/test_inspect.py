@@ -34,6 +34,43 @@ def test_facts(cli: Cli, digits: Path) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_macs_of_open_sizes(cli: Cli, digits: Path) -> None:
+    def found(*shapes: str, model: str | Path = "cnn.onnx") -> dict[str, Any]:
+        given = [part for shape in shapes for part in ("--shape", shape)]
+        content: dict[str, Any] = json.loads(cli("inspect", model, *given, "--json").out)
+        return content
+
+    one = found()
+    assert one["macs"] == found("images:1,1,8,8")["macs"] > 0
+    assert (one["macs_assume_batch_of_1"], one["macs_at"]) == (True, {"images": [1, 1, 8, 8]})
+    assert found("images:2,1,8,8")["macs_assume_batch_of_1"] is False
+    assert re.search(r"^MACs +\S+ M for a batch of 1 \(--shape says otherwise\)$", cli("inspect", "cnn.onnx").out, re.M)
+    gpt = found(model=models.path("byte-gpt"))
+    assert (gpt["macs"], gpt["macs_need_shape"]) == (None, "tokens:1,SEQUENCE")
+    assert found("tokens:1,64", model=models.path("byte-gpt"))["macs"] > 64 * gpt["parameters"] / 2
+    assert re.search(
+        r"^MACs +unknown: give --shape tokens:1,SEQUENCE$", cli("inspect", models.path("byte-gpt")).out, re.M
+    )
+
+
+def test_macs_of_what_is_known(cli: Cli, folder: Path) -> None:
+    """The size of one of two branches is open and has no name, then its rank as well."""
+    sketch = Sketch()
+    for name, rows in (("x", None), ("z", 5)):
+        value = sketch.input(name, [1, rows, 4])
+        sketch.output(sketch.node("MatMul", value, sketch.random(f"w{name}", 4, 3)), [1, rows, 3])
+    onnx.save(sketch.model(), "two.onnx")
+    out = cli("inspect", "two.onnx").out
+    assert re.search(r"^MACs +60, and 1 node of unknown size: give --shape x:1,SIZE,4$", out, re.M)
+    assert re.search(r"^MACs +144$", cli("inspect", "two.onnx", "--shape", "x:1,7,4").out, re.M)
+    proto = onnx.load("two.onnx")
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, "rank.onnx")
+    assert "give --shape INPUT:SIZE,SIZE,..." in cli("inspect", "rank.onnx").out
+    wrong = cli("inspect", "two.onnx", "--shape", "x:1,7,5")
+    assert (wrong.code, wrong.err) == (3, "error: input 'x' takes float32 [1, ?, 4], the shape given is [1, 7, 5]\n")
+
+
 def test_text(cli: Cli, digits: Path) -> None:
     ran = cli("inspect", "cnn.onnx")
     assert (ran.code, ran.err) == (0, "")

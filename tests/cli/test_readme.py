@@ -65,7 +65,7 @@ def test_python(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     exec(compile(blocks(README.read_text(encoding="utf-8"))["python"], "README.md", "exec"), names)
     size = (ready / "small.onnx").stat().st_size
-    assert capsys.readouterr().out == f"verified end to end on 8 samples of calibration data {size}\n"
+    assert capsys.readouterr().out == f"verified end to end on 8 samples of evaluation data {size}\n"
     assert [value.name for value in names["session"].get_inputs()] == ["images"]
 
 

@@ -93,7 +93,7 @@ def test_json(cli: Cli, reported: dict[str, Any]) -> None:
 
 def test_page(cli: Cli, reported: dict[str, Any]) -> None:
     found = page(cli)
-    assert found.lines[0] == "verified end to end on 8 samples of calibration data"
+    assert found.lines[0] == "verified end to end on 8 samples of evaluation data"
     text = found.text
     for part in (
         "file", "344 KiB", "parameters", "latency (ms)", "limits, whole run", "drift 0.5", "drift (relative L2)",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import yaml
 
 from onnxopt import pipeline
 from onnxopt.cli.output import size
-from onnxopt.cli.run import show
+from onnxopt.cli.report import html
+from onnxopt.cli.run import before_and_after, show
 from onnxopt.models.builders import Sketch
 from onnxopt.passing import pass_class
 from onnxopt.report import Facts, Report, Step
@@ -43,7 +45,8 @@ def test_the_main_job(cli: Cli, digits: Path) -> None:
     )  # fmt: skip
     assert ran.code == 0
     assert names(digits) - before == {"out.onnx", "report.json", "report.recipe.yaml"}
-    assert ran.out.startswith("verified end to end on 8 samples of calibration data\n")
+    assert ran.out.startswith("verified end to end on 8 samples of evaluation data\n")
+    assert re.search(r"\ndrift .*, as deployed \S+, on 8 samples of evaluation data\n", ran.out)
     assert "quantize-weights: changed" in ran.out
     found = report()
     assert found["metric"]["samples"] == len(np.load("eval.npz")["images"])
@@ -115,6 +118,60 @@ def test_the_resolved_recipe_runs_again(cli: Cli, folder: Path) -> None:
     again = cli(*RUN, "-r", "report.recipe.yaml", "--data", "x.npz")
     assert again.code == 0
     assert (folder / "out.onnx").read_bytes() == first
+
+
+def test_the_resolved_recipe_names_what_the_command_line_gave(cli: Cli, digits: Path) -> None:
+    (digits / "deep" / "er").mkdir(parents=True)
+    made = cli(
+        "run", "cnn.onnx", "-o", "deep/out.onnx", *CLEAN, "-p", "quantize-weights:bits=8,min_elements=1",
+        "--data", "calib.npz", "--eval-data", str(digits / "eval.npz"), "--metric", "top1", "--verify", "sample",
+        "--shape", "images:2,1,8,8", "--memory", "64M", "--accept-loss", "--set", "seed=3",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    assert report("deep/report.json")["recipe"]["data"] == {
+        "calibration": "calib.npz", "evaluation": str(digits / "eval.npz"), "metric": {"kind": "top1"},
+    }  # fmt: skip
+    text = (digits / "deep" / "report.recipe.yaml").read_text()
+    assert text.splitlines()[0] == "# with --shape images:2,1,8,8 --accept-loss --memory 67108864"
+    assert yaml.safe_load(text)["data"]["calibration"] == "../calib.npz"
+    again = cli("run", "cnn.onnx", "-o", "deep/er/again.onnx", "-r", "deep/report.recipe.yaml", "--accept-loss")
+    assert again.code == 0, again.err
+    first, second = report("deep/report.json"), report("deep/er/report.json")
+    for key in ("metric", "drift", "deployed_drift", "drift_on"):
+        assert first[key] == second[key], key
+    assert (digits / "deep" / "out.onnx").read_bytes() == (digits / "deep" / "er" / "again.onnx").read_bytes()
+
+
+def test_data_by_another_name_are_the_same_data(cli: Cli, folder: Path) -> None:
+    shutil.copy("x.npz", "y.npz")
+    given = (*RUN, *CLEAN, "--if-changed", "--verify", "structure")
+    assert "is up to date" not in cli(*given, "--data", "x.npz").out
+    assert "is up to date" in cli(*given, "--data", "y.npz").out
+    assert "is up to date" not in cli(*given).out
+
+
+@pytest.mark.parametrize(("drop", "told"), [(0.25, "0.2500 lost"), (-0.25, "0.2500 gained"), (0.0, "0.0000 lost")])
+def test_a_gain_is_no_negative_loss(drop: float, told: str) -> None:
+    facts = Facts(1, 17, 1, 4, None)
+    metric = {"name": "top1", "before": 0.5, "after": 0.5 - drop, "drop": drop}
+    rows = before_and_after(Report(verified=True, status="fine", before=facts, after=facts, metric=metric))
+    assert rows[-1] == ["top1", "0.5000", f"{0.5 - drop:.4f}", told]
+
+
+def test_steps_that_had_nothing_to_do_are_brief(cli: Cli, folder: Path) -> None:
+    out = cli(*RUN, *CLEAN).out
+    assert "lift-constants" not in out
+    assert [step["name"] for step in report()["steps"]] == ["inline-functions", "lift-constants", "clean"]
+    assert "0 changes" not in cli("run", "out.onnx", "-o", "again.onnx", *CLEAN).out
+
+
+def test_what_a_pass_chose_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = Facts(1, 17, 1, 4, None)
+    step = Step("p", {}, "changed", 0.1, chosen={"order": "magnitude", "round_to": "8 for conv"})
+    found = Report(verified=True, status="fine", before=facts, after=facts, steps=[step])
+    show(found, limited=True)
+    assert "\n    chosen: order magnitude, round_to 8 for conv\n" in capsys.readouterr().out
+    assert "magnitude" in html(found)
 
 
 def test_plain_names_take_single_values(cli: Cli, folder: Path) -> None:
@@ -242,7 +299,7 @@ def test_a_large_drift_that_nobody_judges(cli: Cli, folder: Path, given: tuple[s
 
 def test_no_drift_is_below_what_can_be_told(cli: Cli, folder: Path) -> None:
     ran = cli(*RUN, *CLEAN)
-    assert "drift (relative L2): < 1e-6, as deployed < 1e-6\n" in ran.out
+    assert "drift (relative L2): < 1e-6, as deployed < 1e-6, on synthetic data\n" in ran.out
     assert "WARNING" not in ran.out
 
 

@@ -59,16 +59,21 @@ def test_what_is_neither(option: str, value: Any) -> None:
 
 
 def test_a_bare_number_is_told_what_to_write() -> None:
-    share = "must be the share to keep, above 0.0 and at most 1.0, or an amount with its unit, like"
+    share = "must be the share to keep, above 0 and at most 1.0, or an amount in k, M, G, T like '300M'"
     assert refusal(keep_macs=300_000_000) == (
-        f"prune.keep_macs: {share} '300M', not 300000000; if an amount is meant, write '300M'"
+        f"prune.keep_macs: {share}, not 300000000; if an amount is meant, write '300M'"
     )
-    assert refusal(keep_params=1) == f"prune.keep_params: {share} '300M', not 1; to keep all write 1.0"
+    assert refusal(keep_params=1) == f"prune.keep_params: {share}, not 1; to keep all write 1.0"
+    assert refusal(keep_params=5) == f"prune.keep_params: {share}, not 5; 5 % is 0.05"
+    assert refusal(keep_macs="50%") == f"prune.keep_macs: {share}, not '50%'; if a share is meant, write 0.5"
+    assert refusal(keep_macs="0.5") == f"prune.keep_macs: {share}, not '0.5'; if a share is meant, write 0.5"
+    assert refusal(keep_macs=-1) == f"prune.keep_macs: {share}, not -1"
+    assert refusal(keep_macs="-5M") == f"prune.keep_macs: {share}, not '-5M'"
     assert refusal(keep_bytes=40_500_000.0).endswith("if an amount is meant, write '40.5MB'")
     assert refusal(keep_bytes=200).endswith("if an amount is meant, write '200B'")
     assert refusal(keep_macs=200).endswith("if an amount is meant, write '0.2k'")
     assert refusal(keep_latency=12).endswith("if milliseconds are meant, write '12ms'")
-    assert refusal(keep_macs=0.0) == f"prune.keep_macs: {share} '300M', not 0.0"
+    assert refusal(keep_macs=0.0) == f"prune.keep_macs: {share}, not 0.0"
 
 
 @pytest.mark.parametrize("value", ["0.5", "300", "300MB", "12ms", "M", "", "1,5M", "1M2", "nanM", "1e400M"])
@@ -77,12 +82,10 @@ def test_text_that_is_no_count(value: str) -> None:
 
 
 def test_the_units_that_there_are_are_told() -> None:
-    assert refusal(keep_macs="40MB") == (
-        "prune.keep_macs: '40MB' is no amount: a number and one of the units k, M, G, T, like '300M'"
-    )
-    assert "B, kB, KB, MB, GB, KiB, MiB, GiB, like '40MB'" in refusal(keep_bytes="40M")
-    assert "us, ms, s, like '12ms'" in refusal(keep_latency="12")
-    with pytest.raises(ValueError, match="is no amount"):
+    assert refusal(keep_macs="40MB").endswith("or an amount in k, M, G, T like '300M', not '40MB'")
+    assert "B, kB, KB, MB, GB, KiB, MiB, GiB like '40MB'" in refusal(keep_bytes="40M")
+    assert "us, ms, s like '12ms'" in refusal(keep_latency="12")
+    with pytest.raises(ValueError, match="an amount with its unit, not '12 parsecs'"):
         target("12 parsecs", 1.0)
 
 
