@@ -32,7 +32,7 @@ from onnxopt.statistics import (
     regression,
 )
 
-Method = Literal["bias", "least-squares"]
+Method = Literal["batch-norm", "bias", "least-squares"]
 
 _FEW = 10
 """Rows a column under which a refit is drawn more strongly towards the weights that were there."""

@@ -1,7 +1,7 @@
 """In which order the units of a group go, and what is lost with each: the criteria that a recipe can name."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -15,7 +15,6 @@ from onnxopt.analysis.linear.recurrent import Layer, Recurrent
 from onnxopt.analysis.linear.sources import Use
 from onnxopt.numerics import criteria
 from onnxopt.numerics.elimination import eliminate, energy
-from onnxopt.numerics.importance import normalised
 from onnxopt.numerics.quadratic import interactions, swaps
 from onnxopt.pruning.inputs import Seen, seen
 from onnxopt.pruning.readers import Reader
@@ -25,6 +24,12 @@ Importance = Literal[
     "magnitude", "lamp", "geometric-median", "random", "taylor", "wanda", "flap", "energy", "elimination", "swaps"
 ]
 NEED_DATA: Collection[str] = ("wanda", "flap", "energy", "elimination", "swaps")
+Normalization = Literal["none", "mean", "max", "standard", "lamp"]
+assert set(get_args(Normalization)) == set(criteria.NORMALISATIONS)
+
+_USUAL: Mapping[str, Normalization] = {"magnitude": "mean", "geometric-median": "mean"}
+"""How scores of different groups are made comparable; all others are: shares of what readers give, or of a loss."""
+
 Array: TypeAlias = npt.NDArray[np.float64]
 Gradients = Mapping[str, npt.NDArray[Any]]
 
@@ -61,7 +66,7 @@ class Evidence:
         rng: for what is random.
         found: Gram matrices; None without data.
         gradients: initializer -> gradient of the loss, averaged over samples.
-        consumers: who sums over units of each group that is to be ranked, see `consumers`.
+        normalization: how scores of different groups are made comparable; None: as suits the criterion.
     """
 
     channels: Channels
@@ -69,7 +74,7 @@ class Evidence:
     rng: np.random.Generator
     found: Collected | None
     gradients: Gradients | None
-    consumers: Mapping[ChannelGroup, Collection[Use]]
+    normalization: Normalization | None = None
 
 
 def ranked(
@@ -77,17 +82,14 @@ def ranked(
 ) -> Ranking:
     """The ranking of a group.
 
-    What needs inputs of layers falls back to magnitude where something else than these layers reads the units.
-
     Args:
         group: the group.
-        readers: the layers that read it, all of which have their statistics where the importance needs data.
+        readers: the layers that read it. Where the importance needs data all of them have their statistics, and
+            nothing else reads the group, see `is_covered`.
         importance: the criterion.
         evidence: what it is made from.
         first: units that go before all others: constant ones.
     """
-    if importance in NEED_DATA and not _covers(readers, evidence.consumers[group]):
-        importance = "magnitude"
     if importance in ("elimination", "swaps"):
         sides = [each.scaled() for each in _seen(group, readers, evidence)]
         found = eliminate(sides)
@@ -97,12 +99,23 @@ def ranked(
             ranking = Ranking(ranking.order, ranking.losses, np.asarray(form))
     else:
         ranking = _of_scores(_SCORES[importance](group, readers, evidence))
+    scale = criteria.NORMALISATIONS.find(evidence.normalization or _USUAL.get(importance, "none"))
+    ranking = replace(ranking, losses=np.cumsum(scale(np.diff(ranking.losses, prepend=0.0))))
     return _after(ranking, [place for place, unit in enumerate(group.units) if unit in first])
 
 
-def is_covered(channels: Channels, group: ChannelGroup, readers: Sequence[Reader]) -> bool:
-    """Whether nothing but these layers sums over units of a group."""
-    return _covers(readers, consumers(channels, [group])[group])
+def lifted(rankings: Sequence[Ranking]) -> list[Ranking]:
+    """The same with all scores raised by as much, so that none is below 0."""
+    steps = [np.diff(each.losses, prepend=0.0) for each in rankings]
+    least = min((float(each.min()) for each in steps if each.size), default=0.0)
+    if least >= 0:
+        return list(rankings)
+    return [replace(each, losses=np.cumsum(own - least)) for each, own in zip(rankings, steps, strict=True)]
+
+
+def is_covered(readers: Sequence[Reader], uses: Collection[Use]) -> bool:
+    """Whether these layers are all who sum over units of a group, see `consumers`."""
+    return bool(readers) and {use for reader in readers for use in _covered(reader.linear)}.issuperset(uses)
 
 
 def consumers(channels: Channels, groups: Sequence[ChannelGroup]) -> dict[ChannelGroup, list[Use]]:
@@ -118,10 +131,6 @@ def consumers(channels: Channels, groups: Sequence[ChannelGroup]) -> dict[Channe
             for at in here[here >= 0].tolist():
                 found[groups[at]].append((consumption.node, consumption.index))
     return found
-
-
-def _covers(readers: Sequence[Reader], uses: Collection[Use]) -> bool:
-    return bool(readers) and {use for reader in readers for use in _covered(reader.linear)}.issuperset(uses)
 
 
 def _covered(layer: Layer) -> Iterator[Use]:
@@ -157,7 +166,8 @@ _Score = Callable[[ChannelGroup, Sequence[Reader], Evidence], Array]
 
 def _magnitude(group: ChannelGroup, readers: Sequence[Reader], evidence: Evidence) -> Array:
     sums = magnitudes(evidence.channels, group.units, evidence.power)[list(group.units)]
-    return normalised(sums ** (1 / evidence.power))
+    roots: Array = sums ** (1 / evidence.power)
+    return roots
 
 
 def _lamp(group: ChannelGroup, readers: Sequence[Reader], evidence: Evidence) -> Array:
@@ -165,8 +175,7 @@ def _lamp(group: ChannelGroup, readers: Sequence[Reader], evidence: Evidence) ->
 
 
 def _geometric_median(group: ChannelGroup, readers: Sequence[Reader], evidence: Evidence) -> Array:
-    rows = contents(evidence.channels, group)
-    return normalised(criteria.geometric_median(rows))
+    return criteria.geometric_median(contents(evidence.channels, group))
 
 
 def _random(group: ChannelGroup, readers: Sequence[Reader], evidence: Evidence) -> Array:

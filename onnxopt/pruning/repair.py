@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxopt.analysis.axes.engine import Channels
 from onnxopt.analysis.extraction import copied
-from onnxopt.analysis.linear.layer import Store
+from onnxopt.analysis.linear.layer import Linear, Store
 from onnxopt.analysis.linear.recurrent import Layer, layers_of
 from onnxopt.analysis.linear.sources import Use
 from onnxopt.analysis.shapes import Shapes
@@ -20,6 +20,7 @@ from onnxopt.errors import ModelError
 from onnxopt.model import Model
 from onnxopt.numerics.units import Array
 from onnxopt.passing import Context, Findings, Stage, Stages
+from onnxopt.pruning.batchnorm import Normalization, reestimate
 from onnxopt.pruning.fitting import Damaged, Method, alike, by_inputs, by_targets
 from onnxopt.pruning.inputs import taps_apart
 from onnxopt.pruning.readers import Reader, given
@@ -73,42 +74,68 @@ def _is_float(linear: Layer) -> bool:
 
 
 def repair(
-    model: Model, context: Context, stages: Stages, layers: Sequence[Damaged], method: Method, findings: Findings,
-    rule: str,
+    model: Model, context: Context, stages: Stages, layers: Sequence[Damaged], norms: Mapping[ir.Node, Normalization],
+    method: Method, findings: Findings, rule: str,
 ) -> None:  # fmt: skip
-    """Refit layers, stage by stage.
+    """Refit layers, and let statistics of normalizations follow, node after node, stage by stage.
 
     Args:
         model: after the removal.
         context: for storing weights and progress.
         stages: begun before it.
-        layers: what lost inputs.
-        method: least squares, or the bias alone.
+        layers: what lost inputs and is to be refitted.
+        norms: what normalizes batches.
+        method: of refitting: least squares, or the bias alone.
         findings: gets what was declined, and figures.
         rule: what edits and refusals are called.
     """
     todo: dict[ir.Node, list[Damaged]] = {}
     for layer in layers:
         todo.setdefault(layer.node, []).append(layer)
-    tally, shapes = {"refitted": 0, "bias_only": 0}, context.shapes  # which no repair changes
+    bare = _with_biases(model, layers, rule)
+    # From here on contents of weights change, and nothing that layers or shapes are found by.
+    tally, shapes, followed = {"refitted": 0, "bias_only": 0}, context.shapes, 0
+    current = {each.weight.use: each for each in layers_of(model)}
     for stage in stages:
-        here = [layer for node in stage.nodes for layer in todo.get(node, ())]
-        if here:
-            current = {each.weight.use: each for each in layers_of(model)}
-            for layer in here:
-                _mend(model, context, shapes, stage, layer, current.get(layer.use), method, findings, tally, rule)
+        for node in stage.nodes:
+            for layer in todo.get(node, ()):
+                now = current.get(layer.use)
+                if _mend(model, context, shapes, stage, layer, now, method, findings, tally, rule):
+                    bare.discard(layer.use)
+            if node in norms:
+                followed += reestimate(model, context, stage, norms[node], findings, rule)
         stage.close()
+    for use in bare:
+        left = current[use]
+        assert isinstance(left, Linear)
+        model.apply(left.rebiased(None, rule))
     findings.measures |= {f"layers_{name}": count for name, count in tally.items()}
+    if norms:
+        findings.measures["norms_reestimated"] = followed
+
+
+def _with_biases(model: Model, layers: Sequence[Damaged], rule: str) -> set[Use]:
+    """Give zeros to those layers that have no bias, all at once; who they are."""
+    current, bare = {each.weight.use: each for each in layers_of(model)}, set[Use]()
+    for layer in layers:
+        now = current.get(layer.use)
+        if isinstance(now, Linear) and now.bias is None:
+            try:
+                model.apply(now.rebiased(np.zeros(now.groups * now.out_features, np.float32), rule))
+            except ModelError:  # told when it is its turn
+                continue
+            bare.add(layer.use)
+    return bare
 
 
 def _mend(
     model: Model, context: Context, shapes: Shapes, stage: Stage, layer: Damaged, now: Layer | None, method: Method,
     findings: Findings, tally: dict[str, int], rule: str,
-) -> None:  # fmt: skip
-    """Give one layer its weights."""
+) -> bool:  # fmt: skip
+    """Give one layer its weights; whether it got any."""
     if now is None or now.groups != layer.dense.groups:
         findings.decline(layer.node, rule, "not refitted: it has other groups than in the dense model")
-        return
+        return False
     ways = by_targets(layer, now, shapes) if taps_apart(layer.dense) and not layer.makes_up else []
     ways += [by_inputs(layer, now)] if now.x.name == layer.dense.x.name else []
     why = "its inputs are no longer those of the dense model in part"
@@ -124,8 +151,9 @@ def _mend(
                 why = str(error)
                 continue
             tally["refitted" if any(fit.refitted for fit in fits) else "bias_only"] += 1
-            return
+            return True
     findings.decline(layer.node, rule, f"not refitted: {why}")
+    return False
 
 
 def refit_alike(model: Model, layers: Sequence[Damaged], found: Mapping[Use, GramMatrix]) -> None:

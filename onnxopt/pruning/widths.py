@@ -70,19 +70,30 @@ def widths_for(
         cost: of the model.
 
     Raises:
-        RecipeError: the budget is less than the groups can reach; says what that is.
+        RecipeError: see `check_reachable`.
     """
-    groups = [each.group for each in candidates]
+    check_reachable(budget, channels, candidates, cost)
     model, wanted = _counted(budget, channels, candidates, cost)
     least = float(model.total([int(each.widths[0]) for each in candidates]))
     wanted = max(least, wanted) if budget.of == "units" else min(wanted, max(wanted - budget.added, least))
-    try:
-        return _allocated(allocation, candidates, curves, model, wanted)
-    except Unreachable as error:
-        narrowest = [int(each.widths[0]) for each in candidates]
-        assert budget.of not in ("units", "latency")
-        told = floor(channels, groups, cost, budget.of, narrowest)  # type: ignore[arg-type]
-        raise RecipeError(f"{budget.option} of {budget.value} cannot be reached: {told}") from error
+    return _allocated(allocation, candidates, curves, model, wanted)
+
+
+def check_reachable(budget: Budget, channels: Channels, candidates: Sequence[Candidate], cost: ModelCost) -> None:
+    """Make sure that a budget can be met, which takes no more than its cost model.
+
+    Raises:
+        RecipeError: it is less than the groups can reach; says what that is, and what holds the rest.
+    """
+    if budget.of == "units" or budget.of == "latency":  # a wish; to be measured
+        return
+    narrowest = [int(each.widths[0]) for each in candidates]
+    model, wanted = _counted(budget, channels, candidates, cost)
+    if model.total(narrowest) > wanted:
+        told = floor(channels, [each.group for each in candidates], cost, budget.of, narrowest)
+        wide = any(width > 1 for width in narrowest)
+        hint = "; round_to and min_width decide how narrow groups may get" if wide else ""
+        raise RecipeError(f"{budget.option} of {budget.value} cannot be reached: {told}{hint}")
 
 
 def capped(budget: Budget, channels: Channels, candidates: Sequence[Candidate], cost: ModelCost) -> Sequence[Candidate]:

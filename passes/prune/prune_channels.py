@@ -1,6 +1,6 @@
 """Structured pruning: what matters least leaves the model for good, and with it all that it touches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
@@ -12,6 +12,7 @@ from onnxopt.analysis.axes.constants import Constants, correcting
 from onnxopt.analysis.axes.groups import UnitKind
 from onnxopt.analysis.cost import Cost as ModelCost
 from onnxopt.analysis.linear.recurrent import recurrents
+from onnxopt.analysis.linear.sources import Use
 from onnxopt.analysis.parameters import stored
 from onnxopt.errors import DataError, RecipeError
 from onnxopt.globs import is_name, matches
@@ -22,20 +23,38 @@ from onnxopt.passes.prune import Names, checked, names_of, not_found
 from onnxopt.passing import Context, Findings, Lossy, Pass
 from onnxopt.pruning import gradients as gradients_
 from onnxopt.pruning import telling
+from onnxopt.pruning.batchnorm import normalizations
 from onnxopt.pruning.budgets import KeepBytes, KeepLatency, KeepMacs, KeepParams, target
 from onnxopt.pruning.costs import full
 from onnxopt.pruning.curves import Candidate, measured
-from onnxopt.pruning.fitting import Method
+from onnxopt.pruning.fitting import Damaged, Method
 from onnxopt.pruning.inputs import inputs_of
 from onnxopt.pruning.joint import least_distorting
 from onnxopt.pruning.latency import widths_for_latency
 from onnxopt.pruning.proving import check_finite, proven, skipped
-from onnxopt.pruning.ranking import NEED_DATA, Evidence, Importance, consumers, ranked
+from onnxopt.pruning.ranking import (
+    NEED_DATA,
+    Evidence,
+    Importance,
+    Normalization,
+    consumers,
+    is_covered,
+    lifted,
+    ranked,
+)
 from onnxopt.pruning.readers import Reader, by_group, others, readers
 from onnxopt.pruning.repair import damaged, layers_of_copy, repair
 from onnxopt.pruning.rounding import block_of_units, undivided_groups
 from onnxopt.pruning.telling import Leaving
-from onnxopt.pruning.widths import Allocation, Budget, added_by_repair, capped, share_removed, widths_for
+from onnxopt.pruning.widths import (
+    Allocation,
+    Budget,
+    added_by_repair,
+    capped,
+    check_reachable,
+    share_removed,
+    widths_for,
+)
 from onnxopt.statistics import Collected
 
 _SHORT = 0.9
@@ -87,11 +106,17 @@ class PruneChannels(Pass):
     )  # fmt: skip
     repair: Literal["auto", "none", Method] = Field(
         "auto", description="what layers that lose inputs get: least-squares: new weights, stage by stage; bias: a "
-        "corrected bias; auto: least-squares with calibration data, else none"
+        "corrected bias; batch-norm: nothing; with all three, statistics of BatchNormalization follow what it reads. "
+        "auto: least-squares with calibration data, else none"
     )  # fmt: skip
     gradients: str | None = Field(
         None, description="for importance taylor: .npz of the loss's gradients by weight, averaged over samples"
     )
+    normalization: Literal["auto", Normalization] = Field(
+        "auto", description="how scores of different groups are made comparable, for one ranking of all: by their "
+        "mean or max; standard: less their mean, by their standard deviation; lamp: as shares of those that are no "
+        "smaller; none; auto: as suits the importance"
+    )  # fmt: skip
     norm: Literal["l1", "l2"] = Field("l2", description="magnitude of a unit's weights: sum, or root of squares")
     round_to: PositiveInt | Literal["auto"] = Field(
         "auto", description="what the kept channels and neurons are a multiple of, the nearest; narrower groups stay "
@@ -141,7 +166,8 @@ class PruneChannels(Pass):
         findings.notes.extend(free.notes)
         reading = by_group(chosen, readers(channels, [*context.linears, *recurrents(model)]))
         collected = self._collected(reading, context)
-        candidates = list(self._candidates(channels, chosen, reading, collected, free.units, context, findings))
+        findings.chosen |= self._resolved(collected, context)
+        candidates = self._candidates(channels, chosen, reading, collected, free.units, context, findings)
         leaving = self._leaving(channels, candidates, collected, context, findings) if candidates else []
         leaving = _possible(channels, leaving)
         telling.explain(channels, findings)
@@ -151,17 +177,28 @@ class PruneChannels(Pass):
             findings.notes.append(telling.share(chosen, leaving))
         return findings
 
+    def _resolved(self, collected: Collected | None, context: Context) -> dict[str, str]:
+        """What `auto` stands for here."""
+        blocks = "blocks of convolutions" if context.target.name == "cpu" else "1"
+        found = {
+            "importance": "magnitude" if collected is None else "elimination",
+            "allocation": self._allocation(context), "repair": self._method(context) or "none", "round_to": blocks,
+        }  # fmt: skip
+        return {name: value for name, value in found.items() if getattr(self, name) == "auto"}
+
     def _collected(self, reading: Sequence[Sequence[Reader]], context: Context) -> Collected | None:
         """Gram matrices of what is read; None where nothing asks for them.
 
         Raises:
             DataError: the importance or the repair needs data, and there are none or too few.
         """
-        asked = self.importance in NEED_DATA or self.repair in ("bias", "least-squares")
+        asked = self.importance in NEED_DATA or self.repair not in ("auto", "none")
         if not context.samples:
             if asked or self.allocation == "distortion":
                 needs = self.importance if self.importance in NEED_DATA else self.repair if asked else "distortion"
                 raise DataError(f"{self.name}: {needs} needs calibration data: give data.calibration (--data)")
+            return None
+        if self.importance not in (*NEED_DATA, "auto") and self._method(context) in (None, "batch-norm"):
             return None
         stats = list(dict.fromkeys(inputs_of(reader) for each in reading for reader in each))
         collected = context.collect(stats)
@@ -173,12 +210,13 @@ class PruneChannels(Pass):
     def _candidates(
         self, channels: Channels, chosen: Sequence[ChannelGroup], reading: Sequence[Sequence[Reader]],
         collected: Collected | None, free: set[int], context: Context, findings: Findings,
-    ) -> Iterator[Candidate]:  # fmt: skip
+    ) -> list[Candidate]:  # fmt: skip
         """The groups that can get narrower, with the order in which their units go."""
         found = gradients_.read(self.gradients, channels.model) if self.gradients else None
-        unfounded = list[str]()
+        unfounded, candidates = list[str](), list[Candidate]()
         power, uses = {"l1": 1, "l2": 2}[self.norm], consumers(channels, chosen)
-        evidence = Evidence(channels, power, context.rng, collected, found, uses)
+        normalization = None if self.normalization == "auto" else self.normalization
+        evidence = Evidence(channels, power, context.rng, collected, found, normalization)
         for group, own in zip(chosen, reading, strict=True):
             width, multiple = len(group.units), block_of_units(group, self.round_to, context.target.name)
             constant = [unit for unit in group.units if unit in free]
@@ -187,18 +225,28 @@ class PruneChannels(Pass):
             if widths.tolist() == [width]:
                 findings.decline(group.name, self.name, self._whole(width, multiple))
                 continue
-            importance = self._importance(own, collected)
-            if collected is not None and importance == "magnitude" and (why := _why(own, collected)):
+            importance, why = self._importance(own, uses[group], collected)
+            if why:
                 unfounded.append(f"{group.name}: {why}")
-            yield Candidate(group, own, ranked(group, own, importance, evidence, constant), widths)
-
+            candidates.append(Candidate(group, own, ranked(group, own, importance, evidence, constant), widths))
         if unfounded:
             findings.notes.append(f"{len(unfounded)} groups are ranked by magnitude for want of data: {unfounded[0]}")
+        rankings = lifted([each.ranking for each in candidates])
+        return [replace(each, ranking=ranking) for each, ranking in zip(candidates, rankings, strict=True)]
 
-    def _importance(self, own: Sequence[Reader], collected: Collected | None) -> Importance:
-        if self.importance != "auto":
-            return self.importance
-        return "elimination" if collected is not None and own and not _why(own, collected) else "magnitude"
+    def _importance(
+        self, own: Sequence[Reader], uses: Collection[Use], collected: Collected | None
+    ) -> tuple[Importance, str]:
+        """The criterion for a group, and why it is not the one that was asked for."""
+        wanted = self.importance
+        if wanted == "auto":
+            wanted = "magnitude" if collected is None else "elimination"
+        if wanted not in NEED_DATA:
+            return wanted, ""
+        assert collected is not None
+        why = "" if is_covered(own, uses) else "it is read by what is no matrix of constants, or a quantized one"
+        why = why or next((told for reader in own if (told := collected.why(inputs_of(reader)))), "")
+        return ("magnitude", why) if why else (wanted, "")
 
     def _allocation(self, context: Context) -> Allocation:
         if self.allocation != "auto":
@@ -219,10 +267,11 @@ class PruneChannels(Pass):
         if allocation == "uniform" and self.ratio is not None:
             widths = share_removed(candidates, self.ratio)
         else:
+            check_reachable(self._budget(), channels, candidates, context.cost)
             candidates = capped(self._budget(), channels, candidates, context.cost)
             ranking = curves = [each.by_ranking() for each in candidates]
             if allocation == "distortion":
-                fitted = collected if self.repair != "none" else None
+                fitted = collected if self.repair not in ("none", "batch-norm") else None
                 try:
                     curves, how = measured(channels, candidates, fitted, context, self.max_seconds)
                 except DataError as error:  # the outputs may be labels
@@ -254,7 +303,7 @@ class PruneChannels(Pass):
     ) -> Widths:  # fmt: skip
         budget = self._budget()
         if budget.of != "latency":
-            if self._method(context) is not None:
+            if self._method(context) not in (None, "batch-norm"):
                 budget = replace(budget, added=added_by_repair(candidates, budget.of))
             return widths_for(budget, allocation, channels, candidates, curves, context.cost)
         chosen, share = widths_for_latency(budget, allocation, channels, candidates, curves, context)
@@ -273,23 +322,16 @@ class PruneChannels(Pass):
         model, removed = channels.model, [unit for _, units in leaving for unit in units]
         before, full_cost = sum(each.params for each in stored(model)), context.cost
         corrections = constants.corrections(free.intersection(removed), removed)
-        method, stages, layers = self._method(context), None, []
+        method, stages, layers = self._method(context), None, list[Damaged]()
         if method is not None:
-            layers = damaged(
-                channels,
-                dict.fromkeys(reader for each in reading for reader in each),
-                removed,
-                free,
-                layers_of_copy(model),
-            )
-            for node in others(channels, {layer.use for layer in layers}, removed):
-                findings.decline(node, self.name, "not refitted: its weights are quantized or shared, or no one matrix")
-            stages = context.stages()
+            norms, stages = normalizations(channels, removed), context.stages()
+            if method != "batch-norm":
+                layers = self._damaged(channels, reading, removed, free, findings)
         model.apply(removal(channels, removed, self.name))
         if corrections:
             model.apply(correcting(model, corrections, self.name))
         if stages is not None and method is not None:
-            repair(model, context, stages, layers, method, findings, self.name)
+            repair(model, context, stages, layers, norms, method, findings, self.name)
         for group, units in leaving:
             what = f"{len(group.units)} -> {len(group.units) - len(units)}, {group.parameters} parameters each"
             findings.change(group.name, self.name, f"{group.kind}: {what}")
@@ -299,6 +341,17 @@ class PruneChannels(Pass):
         findings.measures |= {"parameters_before": before, "parameters_after": after}
         if lost := len(free.intersection(removed)):
             findings.notes.append(f"{lost} of the units are constant: they go first, and nothing is lost with them")
+
+    def _damaged(
+        self, channels: Channels, reading: Sequence[Sequence[Reader]], removed: Sequence[int], free: set[int],
+        findings: Findings,
+    ) -> list[Damaged]:  # fmt: skip
+        """The layers to refit when units are gone; those that cannot be are told."""
+        found = dict.fromkeys(reader for each in reading for reader in each)
+        layers = damaged(channels, found, removed, free, layers_of_copy(channels.model))
+        for node in others(channels, {layer.use for layer in layers}, removed):
+            findings.decline(node, self.name, "not refitted: its weights are quantized or shared, or no one matrix")
+        return layers
 
     def _reached(self, context: Context, before: ModelCost) -> str:
         """What was asked for beside what came of it, and why they differ."""
@@ -365,11 +418,6 @@ class PruneChannels(Pass):
         if width <= self.min_width:
             return f"min_width is {self.min_width}"
         return f"no multiple of {multiple} (round_to) lies between its width and the fewest that it may keep"
-
-
-def _why(own: Sequence[Reader], collected: Collected) -> str:
-    """Why nothing is known of what some layers read; empty where something is of all."""
-    return next((why for reader in own if (why := collected.why(inputs_of(reader)))), "")
 
 
 def _possible(channels: Channels, leaving: Sequence[Leaving]) -> list[Leaving]:

@@ -20,7 +20,7 @@ from onnxopt.passing import Findings, make
 from onnxopt.pruning import fitting
 from onnxopt.pruning.curves import without
 from onnxopt.pruning.inputs import inputs_of
-from onnxopt.pruning.ranking import is_covered
+from onnxopt.pruning.ranking import consumers, is_covered
 from onnxopt.pruning.readers import given, readers
 from onnxopt.serialization import to_proto
 
@@ -231,9 +231,10 @@ def test_rankings_need_every_reader() -> None:
     channels = channel_ids(model)
     found = [reader for reader in readers(channels, [*RunContext(model).linears, *recurrents(model)])]
     first = next(group for group in groups(channels) if set(group.units) & set(found[-3].classes[0].tolist()))
-    assert is_covered(channels, first, found)
+    uses = consumers(channels, [first])[first]
+    assert is_covered(found, uses)
     for name in ("r0", "w1"):
-        assert not is_covered(channels, first, [each for each in found if each.linear.weight.root.name != name])
+        assert not is_covered([each for each in found if each.linear.weight.root.name != name], uses)
 
 
 def test_units_seen_in_their_last_states_alone_fall_back() -> None:

@@ -91,5 +91,5 @@ def test_consumers_of_all_groups_are_those_of_each() -> None:
             if (ids := vector(each.axis)) is not None and {*channels.classes.labels[ids].tolist()} & {*group.units}
         }  # fmt: skip
         assert set(together[group]) == direct != set()
-        assert is_covered(channels, group, own)
-        assert not is_covered(channels, group, [])
+        assert is_covered(own, together[group])
+        assert not is_covered([], together[group])
