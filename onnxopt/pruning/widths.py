@@ -164,6 +164,6 @@ def _nearest(candidate: Candidate, width: float) -> int:
     return int(descending[np.argmin(np.abs(descending - width))])
 
 
-def share_removed(candidates: Sequence[Candidate], ratio: float) -> Widths:
+def share_kept(candidates: Sequence[Candidate], share: float) -> Widths:
     """The allowed widths that are nearest to a share of each group, the larger of two as near."""
-    return np.array([_nearest(each, (1 - ratio) * each.width) for each in candidates], np.int64)
+    return np.array([_nearest(each, share * each.width) for each in candidates], np.int64)

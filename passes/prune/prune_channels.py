@@ -7,54 +7,33 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from onnxopt.analysis.axes import ChannelGroup, Channels, channel_ids, groups, removal
-from onnxopt.analysis.axes.constants import Constants, correcting
+from onnxopt.analysis.axes import ChannelGroup, Channels, channel_ids, groups
+from onnxopt.analysis.axes.constants import Constants
 from onnxopt.analysis.axes.groups import UnitKind
 from onnxopt.analysis.cost import Cost as ModelCost
 from onnxopt.analysis.linear.recurrent import recurrents
 from onnxopt.analysis.linear.sources import Use
-from onnxopt.analysis.parameters import stored
 from onnxopt.errors import DataError, RecipeError
 from onnxopt.globs import is_name, matches
 from onnxopt.model import Model
-from onnxopt.numerics.allocation import Curve, allowed_widths
-from onnxopt.numerics.allocation_cost import Widths
+from onnxopt.numerics.allocation import allowed_widths
 from onnxopt.passes.prune import Names, checked, names_of, not_found
 from onnxopt.passing import Context, Findings, Lossy, Pass
 from onnxopt.pruning import gradients as gradients_
-from onnxopt.pruning import telling
-from onnxopt.pruning.batchnorm import normalizations
+from onnxopt.pruning import ranking, telling
 from onnxopt.pruning.budgets import KeepBytes, KeepLatency, KeepMacs, KeepParams, target
+from onnxopt.pruning.choosing import Plan, choose
 from onnxopt.pruning.costs import full
-from onnxopt.pruning.curves import Candidate, measured
-from onnxopt.pruning.fitting import Damaged, Method
+from onnxopt.pruning.curves import Candidate
+from onnxopt.pruning.fitting import Method
 from onnxopt.pruning.inputs import inputs_of
-from onnxopt.pruning.joint import least_distorting
-from onnxopt.pruning.latency import widths_for_latency
 from onnxopt.pruning.proving import check_finite, proven, skipped
-from onnxopt.pruning.ranking import (
-    NEED_DATA,
-    Evidence,
-    Importance,
-    Normalization,
-    consumers,
-    is_covered,
-    lifted,
-    ranked,
-)
-from onnxopt.pruning.readers import Reader, by_group, others, readers
-from onnxopt.pruning.repair import damaged, layers_of_copy, repair
+from onnxopt.pruning.ranking import NEED_DATA, Importance, Normalization
+from onnxopt.pruning.readers import Reader, by_group, readers
+from onnxopt.pruning.removing import Lost, remove
 from onnxopt.pruning.rounding import block_of_units, undivided_groups
 from onnxopt.pruning.telling import Leaving
-from onnxopt.pruning.widths import (
-    Allocation,
-    Budget,
-    added_by_repair,
-    capped,
-    check_reachable,
-    share_removed,
-    widths_for,
-)
+from onnxopt.pruning.widths import Allocation, Budget
 from onnxopt.statistics import Collected
 
 _SHORT = 0.9
@@ -169,12 +148,12 @@ class PruneChannels(Pass):
         findings.chosen |= self._resolved(collected, context)
         candidates = self._candidates(channels, chosen, reading, collected, free.units, context, findings)
         leaving = self._leaving(channels, candidates, collected, context, findings) if candidates else []
-        leaving = _possible(channels, leaving)
         telling.explain(channels, findings)
         if leaving:
-            self._remove(channels, leaving, reading, constants, free.units, context, findings)
+            before, lost = context.cost, Lost(channels, leaving, reading, constants, free.units)
+            remove(lost, self._method(context), context, findings, self.name)
+            findings.notes += [*self._reached(context, before), telling.share(chosen, leaving)]
             findings.measures |= telling.units_by_kind(found, leaving)
-            findings.notes.append(telling.share(chosen, leaving))
         return findings
 
     def _resolved(self, collected: Collected | None, context: Context) -> dict[str, str]:
@@ -214,9 +193,9 @@ class PruneChannels(Pass):
         """The groups that can get narrower, with the order in which their units go."""
         found = gradients_.read(self.gradients, channels.model) if self.gradients else None
         unfounded, candidates = list[str](), list[Candidate]()
-        power, uses = {"l1": 1, "l2": 2}[self.norm], consumers(channels, chosen)
+        power, uses = {"l1": 1, "l2": 2}[self.norm], ranking.consumers(channels, chosen)
         normalization = None if self.normalization == "auto" else self.normalization
-        evidence = Evidence(channels, power, context.rng, collected, found, normalization)
+        evidence = ranking.Evidence(channels, power, context.rng, collected, found, normalization)
         for group, own in zip(chosen, reading, strict=True):
             width, multiple = len(group.units), block_of_units(group, self.round_to, context.target.name)
             constant = [unit for unit in group.units if unit in free]
@@ -228,11 +207,11 @@ class PruneChannels(Pass):
             importance, why = self._importance(own, uses[group], collected)
             if why:
                 unfounded.append(f"{group.name}: {why}")
-            candidates.append(Candidate(group, own, ranked(group, own, importance, evidence, constant), widths))
+            candidates.append(Candidate(group, own, ranking.ranked(group, own, importance, evidence, constant), widths))
         if unfounded:
             findings.notes.append(f"{len(unfounded)} groups are ranked by magnitude for want of data: {unfounded[0]}")
-        rankings = lifted([each.ranking for each in candidates])
-        return [replace(each, ranking=ranking) for each, ranking in zip(candidates, rankings, strict=True)]
+        lifted = ranking.lifted([each.ranking for each in candidates])
+        return [replace(each, ranking=own) for each, own in zip(candidates, lifted, strict=True)]
 
     def _importance(
         self, own: Sequence[Reader], uses: Collection[Use], collected: Collected | None
@@ -244,7 +223,9 @@ class PruneChannels(Pass):
         if wanted not in NEED_DATA:
             return wanted, ""
         assert collected is not None
-        why = "" if is_covered(own, uses) else "it is read by what is no matrix of constants, or a quantized one"
+        why = (
+            "" if ranking.is_covered(own, uses) else "it is read by what is no matrix of constants, or a quantized one"
+        )
         why = why or next((told for reader in own if (told := collected.why(inputs_of(reader)))), "")
         return ("magnitude", why) if why else (wanted, "")
 
@@ -263,105 +244,33 @@ class PruneChannels(Pass):
         findings: Findings,
     ) -> list[Leaving]:  # fmt: skip
         """The units that go, of each group that loses any, the least important one first."""
-        allocation = self._allocation(context)
-        if allocation == "uniform" and self.ratio is not None:
-            widths = share_removed(candidates, self.ratio)
-        else:
-            check_reachable(self._budget(), channels, candidates, context.cost)
-            candidates = capped(self._budget(), channels, candidates, context.cost)
-            ranking = curves = [each.by_ranking() for each in candidates]
-            if allocation == "distortion":
-                fitted = collected if self.repair not in ("none", "batch-norm") else None
-                try:
-                    curves, how = measured(channels, candidates, fitted, context, self.max_seconds)
-                except DataError as error:  # the outputs may be labels
-                    if self.allocation != "auto":
-                        raise
-                    how = f"what groups lose follows from their rankings: {error}"
-                findings.notes.append(how)
-            widths = self._within_budget(channels, candidates, curves, allocation, context, findings)
-            if curves is not ranking and self.keep_latency is None:
-                others: tuple[tuple[str, Allocation], ...] = (("one ranking", "global"), ("equal shares", "uniform"))
-                ways = {"measured losses": widths} | {
-                    way: self._within_budget(channels, candidates, ranking, other, context, findings)
-                    for way, other in others
-                }
-                widths, how = least_distorting(channels, candidates, ways, fitted, context)
-                findings.notes.append(how)
+        refits = self._method(context) not in (None, "batch-norm")
+        plan = Plan(
+            self._budget(), self._allocation(context), self.allocation != "auto",
+            collected if refits else None, refits, self.max_seconds,
+        )  # fmt: skip
         leaving = []
-        for candidate, width in zip(candidates, widths.tolist(), strict=True):
+        for candidate, width in zip(candidates, choose(plan, channels, candidates, context, findings), strict=True):
             if width < candidate.width:
                 leaving.append((candidate.group, candidate.leaving(width)))
             else:
                 why = f"{self._asked()} is met without it, or its share rounds to none"
                 findings.decline(candidate.group.name, self.name, why)
-        return leaving
-
-    def _within_budget(
-        self, channels: Channels, candidates: Sequence[Candidate], curves: Sequence[Curve], allocation: Allocation,
-        context: Context, findings: Findings,
-    ) -> Widths:  # fmt: skip
-        budget = self._budget()
-        if budget.of != "latency":
-            if self._method(context) not in (None, "batch-norm"):
-                budget = replace(budget, added=added_by_repair(candidates, budget.of))
-            return widths_for(budget, allocation, channels, candidates, curves, context.cost)
-        chosen, share = widths_for_latency(budget, allocation, channels, candidates, curves, context)
-        findings.measures["latency_share"] = share
-        return chosen
+        return _possible(channels, leaving)
 
     def _asked(self) -> str:
         option = next(name for name in _BUDGETS if getattr(self, name) is not None)
         return f"{option} {getattr(self, option)}"
 
-    def _remove(
-        self, channels: Channels, leaving: Sequence[Leaving], reading: Sequence[Sequence[Reader]],
-        constants: Constants, free: set[int], context: Context, findings: Findings,
-    ) -> None:  # fmt: skip
-        """Take units out, with what constant ones gave put into the biases of their readers, and repair these."""
-        model, removed = channels.model, [unit for _, units in leaving for unit in units]
-        before, full_cost = sum(each.params for each in stored(model)), context.cost
-        corrections = constants.corrections(free.intersection(removed), removed)
-        method, stages, layers = self._method(context), None, list[Damaged]()
-        if method is not None:
-            norms, stages = normalizations(channels, removed), context.stages()
-            if method != "batch-norm":
-                layers = self._damaged(channels, reading, removed, free, findings)
-        model.apply(removal(channels, removed, self.name))
-        if corrections:
-            model.apply(correcting(model, corrections, self.name))
-        if stages is not None and method is not None:
-            repair(model, context, stages, layers, norms, method, findings, self.name)
-        for group, units in leaving:
-            what = f"{len(group.units)} -> {len(group.units) - len(units)}, {group.parameters} parameters each"
-            findings.change(group.name, self.name, f"{group.kind}: {what}")
-        if told := self._reached(context, full_cost):
-            findings.notes.append(told)
-        after = sum(each.params for each in stored(model))
-        findings.measures |= {"parameters_before": before, "parameters_after": after}
-        if lost := len(free.intersection(removed)):
-            findings.notes.append(f"{lost} of the units are constant: they go first, and nothing is lost with them")
-
-    def _damaged(
-        self, channels: Channels, reading: Sequence[Sequence[Reader]], removed: Sequence[int], free: set[int],
-        findings: Findings,
-    ) -> list[Damaged]:  # fmt: skip
-        """The layers to refit when units are gone; those that cannot be are told."""
-        found = dict.fromkeys(reader for each in reading for reader in each)
-        layers = damaged(channels, found, removed, free, layers_of_copy(channels.model))
-        for node in others(channels, {layer.use for layer in layers}, removed):
-            findings.decline(node, self.name, "not refitted: its weights are quantized or shared, or no one matrix")
-        return layers
-
-    def _reached(self, context: Context, before: ModelCost) -> str:
+    def _reached(self, context: Context, before: ModelCost) -> Iterator[str]:
         """What was asked for beside what came of it, and why they differ."""
         budget = self._budget()
         if budget.of == "units" or budget.of == "latency":
-            return ""
+            return
         share = full(context.cost, budget.of) / max(full(before, budget.of), 1)
         wanted = target(budget.value, full(before, budget.of)) / max(full(before, budget.of), 1)
         why = "" if share > _SHORT * wanted else ": widths that groups may keep are far apart (round_to, few units)"
-        return f"{self._asked()}: {share:.3f} of {budget.of} are left{why}"
+        yield f"{self._asked()}: {share:.3f} of {budget.of} are left{why}"
 
     def _method(self, context: Context) -> Method | None:
         """How layers are repaired; None: not at all."""

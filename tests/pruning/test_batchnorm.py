@@ -16,8 +16,8 @@ from onnxopt.data import open_data
 from onnxopt.model import load
 from onnxopt.models.builders.sketch import Sketch
 from onnxopt.overrides import Override
-from onnxopt.passes.prune import prune_channels
 from onnxopt.passing import Findings, make
+from onnxopt.pruning import removing
 from onnxopt.serialization import to_proto
 from tests.passes.prune.test_prune_channels import ran
 
@@ -175,7 +175,7 @@ def test_outputs_of_a_trained_model_are_nearer_to_what_they_were(repair: str, mo
         np.load(models.path("digits-cnn").with_name(f"digits.{part}.npz"))["images"][:64] for part in ("calib", "eval")
     )
     model, findings = pruned(proto, x, repair=repair)
-    monkeypatch.setattr(prune_channels, "normalizations", lambda *_: {})
+    monkeypatch.setattr(removing, "normalizations", lambda *_: {})
     bare, _ = pruned(proto, x, repair="none" if repair == "batch-norm" else repair)
     assert findings.measures["norms_reestimated"]
     assert far(model, proto, fresh) < 0.7 * far(bare, proto, fresh)
@@ -323,6 +323,6 @@ def _up_to_second_norm(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def test_nothing_is_estimated_where_nothing_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prune_channels, "normalizations", None)
+    monkeypatch.setattr(removing, "normalizations", None)
     _, findings = pruned(network(), data(), repair="none")
     assert "norms_reestimated" not in findings.measures
