@@ -11,7 +11,7 @@ from onnxopt.analysis.axes.axis import vector
 from onnxopt.analysis.linear.recurrent import layers_of
 from onnxopt.context import RunContext
 from onnxopt.data import open_data
-from onnxopt.errors import DataError
+from onnxopt.errors import DataError, RecipeError
 from onnxopt.model import Model, load
 from onnxopt.models.builders.sketch import Sketch
 from onnxopt.passing import Findings, make
@@ -93,3 +93,67 @@ def test_consumers_of_all_groups_are_those_of_each() -> None:
         assert set(together[group]) == direct != set()
         assert is_covered(own, together[group])
         assert not is_covered([], together[group])
+
+
+def test_what_cannot_be_reached_is_told_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "_loss", lambda *_: pytest.fail("measured"))
+    with pytest.raises(RecipeError, match=r"keep_params of 0.01 cannot be reached.*round_to and min_width decide"):
+        pruned(stack(), keep_params=0.01, min_width=8)
+
+
+def test_nothing_is_collected_that_nothing_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunContext, "collect", lambda *_: pytest.fail("collected"))
+    _, findings = pruned(stack(), ratio=0.5, importance="magnitude", repair="none")
+    assert findings.changed
+    assert findings.chosen == {"allocation": "uniform", "round_to": "blocks of convolutions"}
+
+
+def test_what_auto_stands_for_is_told() -> None:
+    _, findings = pruned(stack(), keep_params=0.6)
+    assert findings.chosen == {
+        "importance": "elimination", "allocation": "distortion", "repair": "least-squares",
+        "round_to": "blocks of convolutions",
+    }  # fmt: skip
+
+
+def uneven() -> onnx.ModelProto:
+    """Two layers, the weights of the second a thousand times those of the first, and as uneven."""
+    sketch = Sketch()
+    x, scale = sketch.input("x", ("batch", 8)), np.geomspace(1, 4, 40)[:, None]
+    for name, factor in (("small", 1e-3), ("large", 1.0)):
+        weight = factor * scale * sketch.normal(40, 8)
+        x = sketch.node("Relu", sketch.node("Gemm", x, sketch.weight(name, weight), transB=1))
+        x = sketch.node("Gemm", x, sketch.weight(f"{name}_back", factor * sketch.normal(8, 40)), transB=1)
+    sketch.output(x, ("batch", 8))
+    return sketch.model()
+
+
+@pytest.mark.parametrize("normalization", ["auto", "none", "mean", "max", "standard", "lamp"])
+def test_scores_of_groups_are_made_comparable(normalization: str) -> None:
+    """Raw, all of the small layer goes first, as far as it may; else both lose alike. The order within stays."""
+    options: dict[str, Any] = {"importance": "magnitude", "repair": "none", "include": ["small", "large"]}
+    model, _ = pruned(uneven(), ratio=0.4, allocation="global", normalization=normalization, **options)
+    found = widths(model)
+    assert found["small"] + found["large"] == 48
+    if normalization == "none":
+        assert found["small"] < 10
+    else:
+        assert 18 <= found["small"] <= 30
+    reference, _ = pruned(uneven(), ratio=1 - found["small"] / 40, **options)
+    own, same = ({v.name: v.const_value.numpy() for v in each.weights()} for each in (model, reference))  # type: ignore[union-attr]
+    np.testing.assert_array_equal(own["small"], same["small"])
+
+
+def test_a_criterion_that_cannot_be_had_everywhere_says_so() -> None:
+    """What else reads a group, a product of two activations, has no matrix to be weighed by."""
+    sketch = Sketch()
+    x = sketch.input("x", ("batch", 8))
+    hidden = sketch.node("Relu", sketch.node("Gemm", x, sketch.random("dense", 12, 8), transB=1))
+    square = sketch.node("MatMul", sketch.node("Transpose", hidden, perm=[1, 0]), sketch.node("Identity", x))
+    out = sketch.node("MatMul", hidden, square)
+    sketch.output(out, ("batch", 8))
+    _, findings = pruned(sketch.model(), ratio=0.5, importance="elimination")
+    assert any(
+        "1 groups are ranked by magnitude for want of data: dense: it is read by what" in each
+        for each in findings.notes
+    )
