@@ -38,6 +38,12 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
     "geometric median": _BARE | {"importance": "geometric-median"},
     "wanda": _BARE | {"importance": "wanda"},
     "FLAP (fluctuation, bias)": _BARE | {"importance": "flap", "repair": "bias"},
+    "FLAP, one ranking": {
+        "importance": "flap",
+        "allocation": "global",
+        "normalization": "standard",
+        "repair": "bias",
+    },
     "energy": _BARE | {"importance": "energy"},
     "elimination": _BARE | {"importance": "elimination"},
     "magnitude, bias": _BARE | {"repair": "bias"},
