@@ -12,7 +12,6 @@ were, with the standard error of the paired difference.
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -30,9 +29,7 @@ from onnxopt.pruning import repair
 from onnxopt.pruning.batchnorm import Normalization, reestimate
 from onnxopt.statistics import Moments, Stat
 
-Array = npt.NDArray[Any]
 CASES = ("resnet20_cifar_dynamo", "fashion_se_net_legacy", "digits_cnn_bn_dynamo")
-HEAD = ("| repair | statistics | accuracy | squared error | change | MACs |", "|---|---|---|---|---|---|")
 
 
 def unfolded(path: Path, data: Dataset) -> Model:
@@ -41,17 +38,14 @@ def unfolded(path: Path, data: Dataset) -> Model:
     seen = {node: Stat(node.outputs[0].name or "", Moments(axis=1)) for node in model.graph if node.op_type == "Conv"}
     collected = RunContext(model, calibration=data).collect(seen.values())
     for node, stat in seen.items():
-        y, found, bias = node.outputs[0], collected[stat], np.zeros(1)
+        y, found, bias = node.outputs[0], collected[stat], node.inputs[2]
         if found.count == data.samples:
             continue
-        if len(node.inputs) > 2 and (value := node.inputs[2]) is not None:
-            assert value.const_value is not None
-            bias = value.const_value.numpy()
-            edit.set_input(node, 2, None)
-        parts = np.sqrt(found.variance + 1e-5), found.mean, found.mean - bias, found.variance
+        assert bias is not None and bias.const_value is not None
+        parts = np.sqrt(found.variance + 1e-5), found.mean, found.mean - bias.const_value.numpy(), found.variance
         weights = [edit.add_weight(f"{y.name}.{at}", part.astype(np.float32)) for at, part in enumerate(parts)]
         norm = ir.node("BatchNormalization", [y, *weights], {"epsilon": 1e-5}, name=f"{y.name}.norm")
-        norm.outputs[0].shape, norm.outputs[0].type = y.shape, y.type
+        edit.set_input(node, 2, None)
         edit.insert([norm], after=node)
         edit.rewire(y, norm.outputs[0])
     model.apply(edit)
@@ -60,22 +54,18 @@ def unfolded(path: Path, data: Dataset) -> Model:
 
 def plain(model: Model, _: Context, stage: Stage, norm: Normalization, __: Findings, rule: str) -> bool:
     """Put moments of the calibration data in the place of a node's statistics."""
-    x, edit = norm.node.inputs[0], Edit(rule)
-    assert x is not None
-    stat = Stat(x.name or "", Moments(axis=1))
+    stat, edit = Stat(norm.x, Moments(axis=1)), Edit(rule)
     now = stage.collect([stat])[stat]
-    for value, array in zip(norm.node.inputs[3:], (now.mean, now.variance), strict=True):
-        assert value is not None
+    for value, array in zip(filter(None, norm.node.inputs[3:]), (now.mean, now.variance), strict=True):
         edit.replace_weight(value, array.astype(np.float32))
     model.apply(edit)
     return True
 
 
-RULES = {"as they were": lambda *_: False, "following": reestimate, "plain moments": plain}
-"""What a node's statistics are -> what stands for `repair.reestimate`."""
+STATISTICS = {"as they were": lambda *_: False, "following": reestimate, "plain moments": plain}
 
 
-def outputs(model: Model, data: Dataset) -> tuple[Array, float]:
+def outputs(model: Model, data: Dataset) -> tuple[npt.NDArray[np.float64], float]:
     """Scores [samples, classes], and the share of samples whose greatest one is that of the label."""
     session = open_session(model.proto().SerializeToString(), SessionMode.DEPLOYED)
     scores = np.concatenate([next(iter(run(session, batch.feeds).values())) for batch in data.batches()])
@@ -91,12 +81,12 @@ def table(path: Path) -> Iterator[str]:
     sizes = {name: array.shape for name, array in data.take(1).first().feeds.items()}
     dense, accuracy = outputs(load(path), judged)
     spread, off = dense.var(0).sum(), np.abs(outputs(unfolded(path, apart), judged)[0] - dense).max()
-    yield from (f"## {path.stem} (dense {accuracy:.4f})", "")
-    yield f"{data.samples} images to prune with, {judged.samples} judge. Putting back changes outputs by {off:.0e}."
-    yield from ("", *HEAD)
+    said = f"{data.samples} images to prune with, {judged.samples} judge. Putting back changes outputs by {off:.0e}."
+    yield from (f"## {path.stem} (dense {accuracy:.4f})", "", said, "")
+    yield from ("| repair | statistics | accuracy | squared error | change | MACs |", "|---|---|---|---|---|---|")
     for method in ("none", "bias", "least-squares"):
         before = None
-        for name, rule in RULES.items():
+        for name, rule in STATISTICS.items():
             model = unfolded(path, apart)
             context = RunContext(model, calibration=data, sizes=sizes)
             full, way = context.cost.macs, "batch-norm" if method == "none" else method
@@ -105,10 +95,9 @@ def table(path: Path) -> Iterator[str]:
             scores, accuracy = outputs(model, judged)
             errors = np.square(scores - dense).sum(1) / spread
             before = errors if before is None else before
-            less, noise = errors.mean() - before.mean(), (errors - before).std() / np.sqrt(len(errors))
-            change = "" if before is errors else f"{less:+.4f} ± {noise:.4f}"
-            left = f"{context.cost.macs / full:.3f}"
-            yield f"| {method} | {name} | {accuracy:.4f} | {errors.mean():.4f} | {change} | {left} |"
+            less, noise = (errors - before).mean(), (errors - before).std() / np.sqrt(len(errors))
+            told = f"{accuracy:.4f} | {errors.mean():.4f} | {less:+.4f} ± {noise:.4f} | {context.cost.macs / full:.3f}"
+            yield f"| {method} | {name} | {told} |"
     yield ""
 
 
@@ -119,10 +108,7 @@ def main() -> None:
     given = parser.parse_args()
     lines = ["# Statistics of BatchNormalization after pruning", "", (__doc__ or "").split("\n\n", 2)[2].strip(), ""]
     for path in (given.zoo / f"{name}.onnx" for name in CASES):
-        if not path.is_file():
-            print(f"{path.stem} is left out: there is no {path}")
-            continue
-        for line in table(path):
+        for line in table(path) if path.is_file() else [f"{path.stem} is left out: there is no {path}", ""]:
             print(line, flush=True)
             lines.append(line)
     if given.table:

@@ -40,7 +40,7 @@ _WITHOUT_SPATIAL, _WITH_MODE, _PLAIN = 9, 14, 7
 """Opsets of BatchNormalization: the attribute `spatial` is gone, `training_mode` is there, `is_test` is gone."""
 
 _FEWEST = 16
-"""Rows a channel. A change is measured on the same rows: 8 of them halved the error of a perceptron's outputs."""
+"""Rows a channel under which chance says more than the change that is measured."""
 
 _SAME = 1e-4
 """Less of a change than this, in deviations, is rounding."""

@@ -16,7 +16,7 @@ def parsed(text: str) -> tuple[int, int]:
     """
     found = _PATTERN.fullmatch(text)
     if found is None or int(found[1]) >= int(found[2]):
-        raise ValueError("a pattern is N:M like 2:4, with N of every M weights kept and N smaller than M")
+        raise ValueError(f"{text!r} is no pattern N:M like 2:4, with N of every M weights kept and N smaller than M")
     return int(found[1]), int(found[2])
 
 
