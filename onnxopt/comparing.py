@@ -30,6 +30,9 @@ Tolerance = float | Mapping[str, float]
 WAVERING = 0.05
 """Where the original differs from itself by more than this, numbers say nothing; their mean and spread do."""
 
+_ALIKE = 0.9
+"""Centred cosine from which on outputs say the same, wherever their largest entries are."""
+
 _DECISIONS = 16
 """Samples from which on it is no chance that the largest entry of all is at one place."""
 
@@ -192,7 +195,7 @@ def collapsed(reference: Sequence[Outputs], candidate: Sequence[Outputs], *, pai
     An output has collapsed when it is the same for every sample where the reference's is not, when its
     centred cosine with the reference's is 0.3 or less, or when some other pairing of the samples fits as well.
     So it has when its largest entry, what a classifier decides for, is one and the same for all of sixteen samples or
-    more and the reference's is not even for half of them: a centred cosine can be well above 0.3 then.
+    more and the reference's is not even for half of them, with a centred cosine under 0.9.
     Integers count as numbers. Fewer than three samples decide nothing.
 
     Args:
@@ -205,9 +208,6 @@ def collapsed(reference: Sequence[Outputs], candidate: Sequence[Outputs], *, pai
         if not _varies(y):
             reasons.append(f"output {name} is the same for all {len(y)} samples; the original's is not")
             continue
-        if len(x) >= _DECISIONS and _most_frequent(x) <= len(x) / 2 and _most_frequent(y) == len(y):
-            reasons.append(f"the largest entry of output {name} is one and the same for all {len(y)} samples")
-            continue
         if not paired:
             continue
         cosines = _unit(_centred(x)) @ _unit(_centred(y)).T
@@ -217,6 +217,8 @@ def collapsed(reference: Sequence[Outputs], candidate: Sequence[Outputs], *, pai
             reasons.append(f"output {name}: centred cosine with the original's is {own:.2f}, must be above 0.3")
         elif own <= shuffled:
             reasons.append(f"output {name} fits other samples as well as its own ({shuffled:.2f} against {own:.2f})")
+        elif own < _ALIKE and len(x) >= _DECISIONS and 2 * _most_frequent(x) <= len(x) == _most_frequent(y):
+            reasons.append(f"the largest entry of output {name} is one and the same for all {len(y)} samples")
     return reasons
 
 

@@ -147,9 +147,9 @@ def test_collapse_says_nothing_where_the_original_is_constant() -> None:
 @pytest.mark.parametrize("shift", [0.0, 9.0])
 @pytest.mark.parametrize("samples", [15, 64])
 def test_one_decision_for_all_is_a_collapse(shift: float, samples: int) -> None:
-    """Scores that still vary with the original's, but of which one is always the largest."""
-    scores = np.random.default_rng(0).standard_normal((samples, 10))
-    biased = scores + shift * np.eye(10)[3]
+    """Scores that still vary with the original's, in part, but of which one is always the largest."""
+    scores, noise = np.random.default_rng(0).standard_normal((2, samples, 10))
+    biased = scores + noise + shift * np.eye(10)[3]
     reasons = collapsed([{"y": scores}], [{"y": biased}])
     assert reasons == (
         [f"the largest entry of output y is one and the same for all {samples} samples"]
@@ -157,6 +157,7 @@ def test_one_decision_for_all_is_a_collapse(shift: float, samples: int) -> None:
         else []
     )
     assert not collapsed([{"y": biased}], [{"y": biased + 0.1 * scores}])
+    assert not collapsed([{"y": scores}], [{"y": scores + shift * np.eye(10)[3]}]), "an offset, of a map or a box"
 
 
 def test_each_output_has_its_own_tolerance() -> None:

@@ -83,9 +83,10 @@ class Cones:
         while waiting:
             value = waiting.pop()
             found._values.pop(value, None)
+            places = [value.graph, *(node.graph for node, _ in value.uses())]
+            if any(graph is not None and graph is not self._model.graph for graph in places):
+                return Cones(self._model)
             for node, _ in value.uses():
-                if node.graph is not self._model.graph:
-                    return Cones(self._model)
                 if found._nodes.pop(node, None) is not None:
                     waiting += node.outputs
         return found

@@ -229,7 +229,7 @@ def _fed_bytes(fed: Fed) -> int:
 
 
 def _footprint(stat: Stat[Any], shapes: Sequence[Shape], part: Part) -> Any:
-    dtype = part.dtype(part.values[stat.tensor])
+    dtype = part.dtype(part.values[stat.looks[0][1]])
     try:
         return stat.request.footprint(*shapes, dtype=np.float64 if dtype is None else dtype.numpy())
     except IndexError as error:

@@ -60,14 +60,17 @@ def choose(
         findings: gets how widths came about.
 
     Raises:
-        RecipeError: the budget cannot be met.
+        BudgetError: the budget cannot be met.
         DataError: losses cannot be measured, and the plan insists.
     """
     budget = plan.budget
+    check_reachable(budget, channels, candidates, context.cost)
+    if not candidates:
+        findings.notes.append("nothing was removed: no group may get narrower")
+        return []
     if budget.of == "units" and plan.allocation == "uniform":
         assert isinstance(budget.value, float)
         return [int(each) for each in share_kept(candidates, budget.value)]
-    check_reachable(budget, channels, candidates, context.cost)
     candidates = capped(budget, channels, candidates, context.cost)
     ranking = [each.by_ranking() for each in candidates]
     curves = _measured(plan, channels, candidates, context, findings) if plan.allocation == "distortion" else None

@@ -145,7 +145,7 @@ def _loss(channels: Channels, candidate: Candidate, width: int, found: Collected
 def without(channels: Channels, units: Sequence[int], readers: Sequence[Reader], found: Collected | None) -> Model:
     """A copy of the model without some units, its readers refitted to the dense model's inputs."""
     copy, copies = copied(channels.model)
-    copy.apply(removal(channel_ids(copy, undivided=channels.undivided), units))
+    copy.apply(removal(channel_ids(copy, whole=[copies[node] for node in channels.whole]), units))
     if found is not None:
         own = {reader.linear.weight.use: reader for reader in readers}
         layers = damaged(channels, readers, units, (), {use: reader.linear for use, reader in own.items()})

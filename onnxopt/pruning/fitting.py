@@ -8,6 +8,7 @@ elsewhere: dense inputs are predicted from current ones.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -241,11 +242,14 @@ class _ByInputs:
         """New weights of all rows, and what their bias changes by."""
         cross, kept = found[self.cross[share]], self.layer.columns(self.layer.kept[group])
         means = cross.mean_dense[group], cross.mean_current[group]
+        reached = _reached(self.layer.dense)
         if not refit:
-            return weight[:, kept], bias_change(weight, weight[:, kept], *means)
+            return weight[:, kept], reached * bias_change(weight, weight[:, kept], *means)
         current = found[self.current[share]]
-        best = predictor_cross(cross.scatter[group], current.scatter[group], kept, _ridge(current.count, len(kept)))
-        return best.apply(weight), best.bias(weight, *means)
+        both = _moments(self.layer.dense, cross.scatter[group], cross.count, *means)
+        own = _moments(self.layer.dense, current.scatter[group], current.count, *[current.mean[group]] * 2)
+        best = predictor_cross(both, own, kept, _ridge(current.count, len(kept)))
+        return best.apply(weight), reached * best.bias(weight, *means)
 
     def _mistake(self, found: Collected, group: int, weight: Array, fit: tuple[Array, Array]) -> float:
         """Squared error on rows that were not fitted to."""
@@ -265,7 +269,7 @@ def by_inputs(layer: Damaged, now: Layer) -> Way:
     return _ByInputs(
         layer, now,
         [gram(layer.dense, taps=taps, side="dense", share=share) for share in _SHARES],
-        [cross_gram(now, taps=taps, share=share) for share in _SHARES],
+        [cross_gram(now, taps=taps, share=share, dense=layer.dense.x.name) for share in _SHARES],
         [gram(now, taps=taps, share=share) for share in _SHARES],
     )  # fmt: skip
 
@@ -322,11 +326,28 @@ def alike(layer: Damaged, now: Layer, group: int, sums: GramMatrix, refit: bool 
 
 def _to_dense(layer: Damaged, weight: Array, group: int, sums: GramMatrix, refit: bool) -> tuple[Array, Array]:
     """New weights of all rows, and what their bias changes by, where kept inputs are those of the dense model."""
-    kept, mean = layer.columns(layer.kept[group]), sums.mean[group]
+    kept, mean, reached = layer.columns(layer.kept[group]), sums.mean[group], _reached(layer.dense)
     if not refit:
-        return weight[:, kept], bias_change(weight, weight[:, kept], mean, mean[kept])
-    best = predictor(sums.scatter[group], kept, _ridge(sums.count, len(kept)))
-    return best.apply(weight), best.bias(weight, mean)
+        return weight[:, kept], reached * bias_change(weight, weight[:, kept], mean, mean[kept])
+    scatter = _moments(layer.dense, sums.scatter[group], sums.count, mean, mean)
+    best = predictor(scatter, kept, _ridge(sums.count, len(kept)))
+    return best.apply(weight), reached * best.bias(weight, mean)
+
+
+def _reached(layer: Layer) -> float:
+    """The share of its taps that a layer sums over for one output: transposed convolutions with strides spread them."""
+    if isinstance(layer, Recurrent) or layer.kind != "conv_transpose" or layer.geometry is None:
+        return 1.0
+    return 1 / prod(layer.geometry.strides)
+
+
+def _moments(layer: Layer, scatter: Array, count: float, left: Array, right: Array) -> Array:
+    """What inputs are predicted from: sums about the mean; about 0 where a bias cannot stand for a constant.
+
+    Which taps of a transposed convolution an output is summed over depends on where it is.
+    """
+    spread = layer.kind == "conv_transpose" and (layer.taps > 1 or _reached(layer) < 1)
+    return scatter + count * np.outer(left, right) if spread else scatter
 
 
 def _bias(now: Layer) -> Array:

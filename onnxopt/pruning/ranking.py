@@ -42,11 +42,13 @@ class Ranking:
         order: places of units in the group, the first to go first.
         losses: `[units]`, what is lost when the first 1, 2, ... are gone; comparable between groups of one criterion.
         form: for exchanging units of a width's choice; None: the order is all there is.
+        free: of the first so many nothing is lost: they are constant.
     """
 
     order: npt.NDArray[np.int64]
     losses: Array
     form: Array | None = field(default=None, repr=False)
+    free: int = 0
 
     def removed(self, count: int) -> list[int]:
         """The places of the units that go when so many do, the least important one first."""
@@ -105,12 +107,14 @@ def ranked(
 
 
 def lifted(rankings: Sequence[Ranking]) -> list[Ranking]:
-    """The same with all scores raised by as much, so that none is below 0."""
+    """The same with all scores raised by as much, so that none is below 0; what goes for nothing still does."""
     steps = [np.diff(each.losses, prepend=0.0) for each in rankings]
     least = min((float(each.min()) for each in steps if each.size), default=0.0)
     if least >= 0:
         return list(rankings)
-    return [replace(each, losses=np.cumsum(own - least)) for each, own in zip(rankings, steps, strict=True)]
+    for each, own in zip(rankings, steps, strict=True):
+        own[each.free :] -= least
+    return [replace(each, losses=np.cumsum(own)) for each, own in zip(rankings, steps, strict=True)]
 
 
 def is_covered(readers: Sequence[Reader], uses: Collection[Use]) -> bool:
@@ -153,7 +157,7 @@ def _after(ranking: Ranking, first: Sequence[int]) -> Ranking:
     free = np.isin(ranking.order, first)
     steps = np.diff(ranking.losses, prepend=0.0)
     losses = np.cumsum(np.concatenate([np.zeros(int(free.sum())), steps[~free]]))
-    return Ranking(np.concatenate([ranking.order[free], ranking.order[~free]]), losses)
+    return Ranking(np.concatenate([ranking.order[free], ranking.order[~free]]), losses, free=int(free.sum()))
 
 
 def _seen(group: ChannelGroup, readers: Sequence[Reader], evidence: Evidence) -> list[Seen]:

@@ -119,7 +119,7 @@ def _with_biases(model: Model, layers: Sequence[Damaged], rule: str) -> set[Use]
     current, bare = {each.weight.use: each for each in layers_of(model)}, set[Use]()
     for layer in layers:
         now = current.get(layer.use)
-        if isinstance(now, Linear) and now.bias is None:
+        if isinstance(now, Linear) and now.bias is None and now.addend is None:
             try:
                 model.apply(now.rebiased(np.zeros(now.groups * now.out_features, np.float32), rule))
             except ModelError:  # told when it is its turn
@@ -137,7 +137,7 @@ def _mend(
         findings.decline(layer.node, rule, "not refitted: it has other groups than in the dense model")
         return False
     ways = by_targets(layer, now, shapes) if taps_apart(layer.dense) and not layer.makes_up else []
-    ways += [by_inputs(layer, now)] if now.x.name == layer.dense.x.name else []
+    ways += [by_inputs(layer, now)] if _comes_from(now.x, layer.dense.x.name) else []
     why = "its inputs are no longer those of the dense model in part"
     for way in ways:
         found = stage.collect(way.stats())
@@ -154,6 +154,17 @@ def _mend(
             return True
     findings.decline(layer.node, rule, f"not refitted: {why}")
     return False
+
+
+def _comes_from(value: ir.Value | None, name: str | None) -> bool:
+    """Whether a value is the one of that name, or that with constants added: biases that layers before it got."""
+    while value is not None and value.name != name:
+        maker = value.producer()
+        if maker is None or maker.op_type != "Add" or maker.domain not in ("", "ai.onnx"):
+            return False
+        inputs = [each for each in maker.inputs if each is not None and not each.is_initializer()]
+        value = inputs[0] if len(inputs) == 1 else None
+    return value is not None
 
 
 def refit_alike(model: Model, layers: Sequence[Damaged], found: Mapping[Use, GramMatrix]) -> None:

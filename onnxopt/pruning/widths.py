@@ -23,8 +23,15 @@ Allocation = Literal["uniform", "global", "isomorphic", "distortion"]
 
 _HALVINGS = 20
 
+_RECORDS, _MENTIONS = 160, 6
+"""Bytes in a file of an Add and its weight, at most: their records, and how often the layer's name is in these."""
+
 _LEAST = 0.1
 """Share of a group that stays where groups lose different shares, unless the budget takes more."""
+
+
+class BudgetError(RecipeError):
+    """Groups cannot get as narrow as is asked for."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ def added_by_repair(candidates: Sequence[Candidate], of: str) -> float:
         return 0.0
     # Of a recurrent layer W and R have one bias each, in one tensor.
     rows = [(each.groups * each.out_features * (1 + isinstance(each, Recurrent)), each.dtype) for each in bare]
-    return float(sum(count * (dtype.itemsize if of == "bytes" else 1) for count, dtype in rows))
+    records = sum(_RECORDS + _MENTIONS * len(each.name) for each in bare) if of == "bytes" else 0
+    return records + float(sum(count * (dtype.itemsize if of == "bytes" else 1) for count, dtype in rows))
 
 
 def widths_for(
@@ -70,7 +78,7 @@ def widths_for(
         cost: of the model.
 
     Raises:
-        RecipeError: see `check_reachable`.
+        BudgetError: see `check_reachable`.
     """
     check_reachable(budget, channels, candidates, cost)
     model, wanted = _counted(budget, channels, candidates, cost)
@@ -83,8 +91,10 @@ def check_reachable(budget: Budget, channels: Channels, candidates: Sequence[Can
     """Make sure that a budget can be met, which takes no more than its cost model.
 
     Raises:
-        RecipeError: it is less than the groups can reach; says what that is, and what holds the rest.
+        BudgetError: it is less than the groups can reach; says what that is, and what holds the rest.
     """
+    if budget.of == "latency" and not candidates:
+        raise BudgetError(f"{budget.option} of {budget.value} cannot be reached: no group may get narrower")
     if budget.of == "units" or budget.of == "latency":  # a wish; to be measured
         return
     narrowest = [int(each.widths[0]) for each in candidates]
@@ -93,7 +103,7 @@ def check_reachable(budget: Budget, channels: Channels, candidates: Sequence[Can
         told = floor(channels, [each.group for each in candidates], cost, budget.of, narrowest)
         wide = any(width > 1 for width in narrowest)
         hint = "; round_to and min_width decide how narrow groups may get" if wide else ""
-        raise RecipeError(f"{budget.option} of {budget.value} cannot be reached: {told}{hint}")
+        raise BudgetError(f"{budget.option} of {budget.value} cannot be reached: {told}{hint}")
 
 
 def capped(budget: Budget, channels: Channels, candidates: Sequence[Candidate], cost: ModelCost) -> Sequence[Candidate]:

@@ -29,7 +29,8 @@ class Stat(Generic[ResultT]):
         request: what is computed of it; one of two sides (`CrossGram`, ...) needs a stage that runs both.
         side: the model whose value it is, where there are two: as it was before the passes' edits, or as it is. What
             requests of two sides call dense and current are both.
-        others: sides and names of further values that the request looks at, in its order (`Regression`, ...).
+        others: sides and names of further values that the request looks at, in its order (`Regression`, ...); of
+            requests of two sides the dense one, where it has another name.
         share: all batches; or to fit what is checked on the others: every fifth batch (of fewer than five the last)
             is for checking.
         least_rows: fewer rows than these are an error; 0: any number will do.
@@ -51,7 +52,7 @@ class Stat(Generic[ResultT]):
     def looks(self) -> tuple[tuple[Side, str], ...]:
         """The values that it looks at, in the order in which the request takes them."""
         if self.two_sided:
-            return ("dense", self.tensor), ("current", self.tensor)
+            return ("dense", dict(self.others).get("dense", self.tensor)), ("current", self.tensor)
         return (self.side, self.tensor), *self.others
 
     @property
@@ -93,13 +94,21 @@ def gram(
 
 
 def cross_gram(
-    linear: Layer, *, taps: bool = True, positions: int | None = None, share: Share = "all", least_rows: int = 0
-) -> Stat[CrossGramMatrix]:
-    """Products of what a layer multiplies in the dense model with the same in the current one; see `gram`."""
+    linear: Layer, *, taps: bool = True, positions: int | None = None, share: Share = "all", least_rows: int = 0,
+    dense: str | None = None,
+) -> Stat[CrossGramMatrix]:  # fmt: skip
+    """Products of what a layer multiplies in the dense model with the same in the current one; see `gram`.
+
+    Args:
+        linear: the layer, of the current model.
+        taps, positions, share, least_rows: see `gram`.
+        dense: name of what it reads in the dense model; None: the same.
+    """
     patches = _patches(linear, taps, positions)
     request: Accumulator[Sides, CrossGramMatrix]
     request = ConvCrossGram(patches) if patches else CrossGram(axis=linear.x_axis, groups=linear.groups)
-    return Stat(linear.x.name or "", request, share=share, least_rows=least_rows)
+    others: list[tuple[Side, str]] = [] if dense in (None, linear.x.name) else [("dense", dense or "")]
+    return Stat(linear.x.name or "", request, share=share, others=tuple(others), least_rows=least_rows)
 
 
 def _patches(linear: Layer, taps: bool, positions: int | None) -> Patches | None:

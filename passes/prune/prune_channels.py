@@ -31,9 +31,9 @@ from onnxopt.pruning.proving import check_finite, proven, skipped
 from onnxopt.pruning.ranking import NEED_DATA, Importance, Normalization
 from onnxopt.pruning.readers import Reader, by_group, readers
 from onnxopt.pruning.removing import Lost, remove
-from onnxopt.pruning.rounding import block_of_units, undivided_groups
+from onnxopt.pruning.rounding import block_of_units, channels_for
 from onnxopt.pruning.telling import Leaving
-from onnxopt.pruning.widths import Allocation, Budget
+from onnxopt.pruning.widths import Allocation, Budget, BudgetError
 from onnxopt.statistics import Collected
 
 _SHORT = 0.9
@@ -99,8 +99,8 @@ class PruneChannels(Pass):
     norm: Literal["l1", "l2"] = Field("l2", description="magnitude of a unit's weights: sum, or root of squares")
     round_to: PositiveInt | Literal["auto"] = Field(
         "auto", description="what the kept channels and neurons are a multiple of, the nearest; narrower groups stay "
-        "as they are; auto: 8 for convolutions on target cpu, blocks within each group of grouped ones, else 1; heads "
-        "and recurrent units are never rounded"
+        "as they are; auto: 8 for convolutions on target cpu, whole groups or blocks of grouped ones, else 1; heads and "
+        "recurrent units are never rounded"
     )  # fmt: skip
     min_width: PositiveInt = Field(1, description="fewest units that a group keeps")
     include: Patterns = Field(
@@ -132,8 +132,22 @@ class PruneChannels(Pass):
 
     def run(self, model: Model, context: Context) -> Findings:
         """Choose units, prove that they can go, remove them, repair what read them."""
-        channels = channel_ids(model, undivided=undivided_groups(self.round_to, context.target.name))
-        findings = Findings()
+        channels = channels_for(model, self.round_to, context.target.name, self._may)
+        try:
+            return self._run(channels, context)
+        except BudgetError:
+            if not channels.whole:
+                raise
+        findings = self._run(channel_ids(model), context)
+        findings.notes.append(
+            f"{len(channels.whole)} grouped convolutions lose the same places of every group, which is slower for what "
+            f"is left: with whole groups {self._asked()} cannot be met"
+        )
+        return findings
+
+    def _run(self, channels: Channels, context: Context) -> Findings:
+        """With the channels found one way or another; nothing is edited where the budget cannot be met."""
+        model, findings = channels.model, Findings()
         found = groups(channels)
         if not any(len(group.units) > 1 for group in found):
             raise RecipeError(f"{self.name}: nothing can be pruned: {telling.reasons(channels)}; leave the pass out")
@@ -145,11 +159,11 @@ class PruneChannels(Pass):
         findings.notes.extend(free.notes)
         reading = by_group(chosen, readers(channels, [*context.linears, *recurrents(model)]))
         collected = self._collected(reading, context)
-        findings.chosen |= self._resolved(collected, context)
         candidates = self._candidates(channels, chosen, reading, collected, free.units, context, findings)
-        leaving = self._leaving(channels, candidates, collected, context, findings) if candidates else []
+        leaving = self._leaving(channels, candidates, collected, context, findings)
         telling.explain(channels, findings)
         if leaving:
+            findings.chosen |= self._resolved(collected, context)
             before, lost = context.cost, Lost(channels, leaving, reading, constants, free.units)
             remove(lost, self._method(context), context, findings, self.name)
             findings.notes += [*self._reached(context, before), telling.share(chosen, leaving)]
@@ -312,6 +326,10 @@ class PruneChannels(Pass):
         if not group.exact and not self.inexact:
             return f"not exact: {group.reason}; `inexact: true` prunes it all the same"
         return None
+
+    def _may(self, group: ChannelGroup) -> bool:
+        """Whether groups of a kind are pruned at all, whatever their names."""
+        return group.kind in self.kinds and (group.exact or self.inexact)
 
     def _forced(self, channels: Channels, group: ChannelGroup) -> bool:
         """Whether somebody asks for a group by its very name."""

@@ -165,6 +165,24 @@ def test_updated_are_those_made_anew(drawing: Drawing, data: st.DataObject) -> N
         assert found.digest(value) == anew.digest(value)
 
 
+def test_updated_where_a_body_gives_out_its_weight() -> None:
+    """Nothing reads it there, and what is around depends on it."""
+    out = helper.make_tensor_value_info("o", 1, [2])
+    bodies = [helper.make_graph([], name, [], [out], [helper.make_tensor("o", 1, [2], [1, 2])]) for name in "te"]
+    flag = helper.make_tensor("flag", onnx.TensorProto.BOOL, [], [True])
+    node = helper.make_node("If", ["flag"], ["y"], then_branch=bodies[0], else_branch=bodies[1])
+    graph = helper.make_graph([node], "g", [], [helper.make_tensor_value_info("y", 1, [2])], [flag])
+    model = load(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)]))
+    y, cones = model.graph.outputs[0], Cones(model)
+    before = cones.digest(y)
+    edit = Edit("test")
+    edit.replace_weight(next(value for value in model.weights() if value.name == "o"), np.float32([3, 4]))
+    model.apply(edit)
+    changed = model.contents_since(0)
+    assert changed
+    assert cones.updated(changed).digest(y) == Cones(model).digest(y) != before
+
+
 def test_a_downstream_edit_reads_no_weight_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(models.path("digits-cnn"))
     before = digests(model)

@@ -9,6 +9,7 @@ import pytest
 
 from onnxopt.context import RunContext
 from onnxopt.data import open_data
+from onnxopt.errors import ModelError
 from onnxopt.model import Model, load
 from onnxopt.models.builders.sketch import Sketch
 from onnxopt.passing import Findings, make
@@ -44,6 +45,74 @@ def test_what_a_gemm_adds_is_added_once() -> None:
     bare, _ = pruned(proto, data, ratio=0.5, repair="none")
     assert findings.measures["layers_refitted"] == 1
     assert far(model, proto, fresh) < 0.5 * far(bare, proto, fresh)
+
+
+def test_no_other_addition_stays_behind() -> None:
+    """A layer whose addend is no bias gets one addition, a layer that is left alone gets none."""
+    sketch = Sketch()
+    x = sketch.input("x", ("batch", 8))
+    hidden = sketch.node("Relu", sketch.node("MatMul", x, sketch.random("a", 8, 32)))
+    added = sketch.node("MatMul", x, sketch.random("c", 8, 6))
+    sketch.output(sketch.node("Gemm", hidden, sketch.random("w", 32, 6), added), ("batch", 6))
+    model, _ = pruned(sketch.model(), image(1, 512, 8), ratio=0.5)
+    assert sorted(node.op_type for node in model.nodes()) == ["Add", "Gemm", "MatMul", "MatMul", "Relu"]
+
+
+def test_what_cannot_be_refitted_keeps_its_form() -> None:
+    """Too few rows for anything: no bias that would be zeros."""
+    sketch = Sketch()
+    x = sketch.input("x", ("batch", 8))
+    hidden = sketch.node("Relu", sketch.node("MatMul", x, sketch.random("a", 8, 32)))
+    sketch.output(sketch.node("MatMul", hidden, sketch.random("w", 32, 6)), ("batch", 6))
+    proto = sketch.model()
+    model = load(proto)
+    context = RunContext(model, calibration=open_data({"x": image(1, 64, 8)}, model.signature))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxopt.pruning.repair._replace", _refuse)
+        findings = make("prune-channels", {"ratio": 0.5, "importance": "magnitude"}).run(model, context)
+    assert any("not refitted: refused" in each.why for each in findings.declined)
+    assert [node.op_type for node in model.nodes()] == ["MatMul", "Relu", "MatMul"]
+
+
+def _refuse(*_: Any) -> None:
+    raise ModelError("refused")
+
+
+def test_constant_units_behind_a_layer_that_gets_a_bias() -> None:
+    """What constants gave is made up for by an addition, behind which the next layer reads what it read."""
+    sketch = Sketch()
+    x = sketch.input("x", ("batch", 12))
+    hidden = sketch.node("Relu", sketch.node("MatMul", x, sketch.random("a", 12, 32)))
+    weight = sketch.normal(32, 24).astype(np.float32)
+    weight[:, :5] = 0
+    middle = sketch.node("MatMul", hidden, sketch.weight("b", weight))
+    sketch.output(sketch.node("MatMul", middle, sketch.random("w", 24, 6)), ("batch", 6))
+    proto, data, fresh = sketch.model(), image(1, 512, 12), image(2, 256, 12)
+    model, findings = pruned(proto, data, ratio=0.5)
+    bare, _ = pruned(proto, data, ratio=0.5, repair="none")
+    assert findings.measures["layers_refitted"] == 2
+    assert not any("dense model in part" in each.why for each in findings.declined)
+    assert far(model, proto, fresh) < 0.5 * far(bare, proto, fresh)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("stride", "side"), [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (3, 2)])
+def test_transposed_convolutions(stride: int, side: int, groups: int, bias: bool) -> None:
+    """With strides an output is summed over few of the taps, and over which depends on where it is."""
+    sketch = Sketch()
+    x = sketch.input("x", ("batch", 3, 8, 8))
+    first = sketch.node("Conv", x, sketch.random("a", 48, 3, 3, 3), sketch.random("ab", 48), pads=[1, 1, 1, 1])
+    parts = [sketch.random("w", 48, 8, side, side), *([sketch.random("wb", 8 * groups)] if bias else [])]
+    out = sketch.node("ConvTranspose", sketch.node("Relu", first), *parts, group=groups, strides=[stride] * 2)
+    sketch.output(out, ("batch", 8 * groups, "height", "width"))
+    proto, data, fresh = sketch.model(), image(1, 64, 3, 8, 8), image(2, 32, 3, 8, 8)
+    found = {
+        repair: far(pruned(proto, data, ratio=0.5, repair=repair)[0], proto, fresh)
+        for repair in ("none", "bias", "least-squares")
+    }
+    assert found["bias"] < found["none"]
+    assert found["least-squares"] < 0.75 * found["bias"]
 
 
 @pytest.mark.parametrize("channels", [300, 200])

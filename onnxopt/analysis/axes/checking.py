@@ -148,8 +148,8 @@ class Checker:
         return [*inputs, *(self.channels.of(value) for value in node.outputs)]
 
     def _changed(self, edit: Callable[[Channels, list[int]], Edit], units: list[int]) -> Model:
-        copy, _ = copied(self._model)
-        copy.apply(edit(channel_ids(copy, undivided=self.channels.undivided), units))
+        copy, copies = copied(self._model)
+        copy.apply(edit(channel_ids(copy, whole=[copies[node] for node in self.channels.whole]), units))
         return copy
 
 

@@ -1,7 +1,7 @@
 """The walk over a model that gives every axis of every tensor its channel ids."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -67,7 +67,8 @@ class Channels:
         consumed: who sums over which channels.
         shuffles: Reshape -> what it and the nodes before it permute.
         parts: readers that take part of what others read as well.
-        undivided: see `channel_ids`.
+        grouped: convolution of several groups -> channels that each group reads, and the axis of those that it makes.
+        whole: see `channel_ids`.
     """
 
     model: Model
@@ -78,7 +79,8 @@ class Channels:
     consumed: tuple[Consumption, ...]
     shuffles: Mapping[ir.Node, Shuffle]
     parts: tuple[Part, ...]
-    undivided: int
+    grouped: Mapping[ir.Node, tuple[int, Axis]]
+    whole: Collection[ir.Node]
     _engine: "Engine" = field(repr=False)
 
     def of(self, value: ir.Value) -> Axes | None:
@@ -124,7 +126,7 @@ class Channels:
         return [unit for unit in wanted if leaving[unit]]
 
 
-def channel_ids(model: Model, known: Symbols | None = None, undivided: int = 0) -> Channels:
+def channel_ids(model: Model, known: Symbols | None = None, whole: Collection[ir.Node] = ()) -> Channels:
     """Find which channels of a model live and die together.
 
     Nodes inside functions and subgraphs are not looked into: what they read keeps its channels.
@@ -133,10 +135,10 @@ def channel_ids(model: Model, known: Symbols | None = None, undivided: int = 0) 
     Args:
         model: the model.
         known: its shapes, if they are at hand.
-        undivided: groups of convolutions of up to so many channels go as wholes, of others the same places of each;
-            narrow ones, where there are more of them than places in one, go as wholes in any case.
+        whole: convolutions of which groups go as wholes; of others the same places of each group do, but where groups
+            are narrow and more of them than places in one.
     """
-    engine = Engine(model, known or symbols(model), undivided)
+    engine = Engine(model, known or symbols(model), whole)
     for node in topological(model.graph):
         engine.visit(node)
     return engine.finish()
@@ -148,10 +150,11 @@ _MISFITS = (IndexError, KeyError, ValueError, TypeError, ArithmeticError)
 class Engine:
     """The state of one walk; what rules speak to, through `Call`."""
 
-    def __init__(self, model: Model, known: Symbols, undivided: int = 0) -> None:
+    def __init__(self, model: Model, known: Symbols, whole: Collection[ir.Node] = ()) -> None:
         self.model = model
         self.symbols = known
-        self.undivided = undivided
+        self.whole = frozenset(whole)
+        self.grouped: dict[ir.Node, tuple[int, Axis]] = {}
         self.ledger = Ledger()
         self.axes: dict[ir.Value, Axes | None] = {}
         self.consumed: list[Consumption] = []
@@ -292,8 +295,8 @@ class Engine:
                         digit.block.settle()
         return Channels(
             self.model, self.model.revision, self.symbols, self.ledger.solved(),
-            self.weights.all(), tuple(self.consumed), self.shuffles, tuple(self.parts), self.undivided,
-            self,
+            self.weights.all(), tuple(self.consumed), self.shuffles, tuple(self.parts), self.grouped,
+            self.whole, self,
         )  # fmt: skip
 
     def _fixed(self, value: ir.Value, why: Freeze) -> Axes | None:

@@ -75,10 +75,10 @@ class Call:
     known: Known
     _engine: "Engine" = field(repr=False)
 
-    @property
-    def undivided(self) -> int:
-        """Groups of convolutions of up to so many channels go as wholes."""
-        return self._engine.undivided
+    def grouped(self, inside: int, rows: Axis) -> bool:
+        """State that groups of so many channels are convolved into rows; whether they are to go as wholes."""
+        self._engine.grouped[self.node] = inside, rows
+        return self.node in self._engine.whole
 
     def has(self, index: int) -> bool:
         """Whether an input is given."""

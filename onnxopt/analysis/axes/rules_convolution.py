@@ -2,7 +2,7 @@
 
 Channels of a grouped convolution go in one of two ways: the same places in every group, which halves a weight twice
 when half of the channels go, or whole groups. Groups go whole if they are narrow and more of them than places in one,
-and where the caller wants them undivided.
+and where the caller wants it so.
 """
 
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def _grouped(call: Call, source: Axis, weight: Axes, groups: int) -> Axis:
     inner = _int(source) // groups
     outer, inside = call.apart(source, groups, inner)
     rows, within = call.apart(weight[0], groups, _int(weight[0]) // groups)
-    if inner <= call.undivided or (inner < _WIDE and groups > inner):
+    if call.grouped(inner, weight[0]) or (inner < _WIDE and groups > inner):
         call.hold(inside, _GROUP)
         call.hold(within, _GROUP)
         call.hold(weight[1], _GROUP)

@@ -8,14 +8,16 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from onnxopt.analysis.axes import channel_ids, groups, masking
+from onnxopt.analysis.axes import groups, masking
 from onnxopt.analysis.axes.scoring import magnitudes
 from onnxopt.backends.target import Target
 from onnxopt.context import RunContext
 from onnxopt.data import open_data
+from onnxopt.errors import RecipeError
 from onnxopt.model import Model, load
 from onnxopt.models.builders.sketch import Sketch
 from onnxopt.passing import Findings, make
+from onnxopt.pruning.rounding import channels_for
 from onnxopt.serialization import to_proto
 
 
@@ -92,7 +94,7 @@ def test_what_is_left_is_the_rest(sizes: tuple[int, int, int], ratio: float) -> 
     """Of groups that go as wholes, too, what is left computes what the model does that ignores the rest."""
     proto = network(*sizes)
     before = load(proto)
-    channels = channel_ids(before, undivided=16)
+    channels = channels_for(before, "auto", "cpu", lambda group: True)
     gone = []
     model, findings = pruned(proto, ratio=ratio)
     lost = {each.node: _lost(each.what) for each in findings.changes}
@@ -116,3 +118,49 @@ def test_whole_groups_are_measured_and_repaired() -> None:
     assert group_of(found) < 4
     assert not any("refitted" in each.why for each in findings.declined)
     assert np.linalg.norm(ran(found) - dense) < np.linalg.norm(ran(bare) - dense)
+
+
+def onto_stream() -> onnx.ModelProto:
+    """A grouped convolution that reads a stream, whose width is not pruned: its groups cannot go as wholes."""
+    sketch = Sketch()
+    x = sketch.input("image", ("batch", 3, 5, 5))
+    stream = sketch.node("Relu", sketch.node("Conv", x, sketch.random("stem", 32, 3, 1, 1)))
+    inner = sketch.node("Relu", sketch.node("Conv", stream, sketch.random("inner", 32, 32, 1, 1)))
+    stream = sketch.node("Add", stream, sketch.node("Conv", inner, sketch.random("outer", 32, 32, 1, 1)))
+    x = sketch.node("Relu", sketch.node("Conv", stream, sketch.random("grouped", 128, 8, 1, 1), group=4))
+    sketch.output(sketch.node("Conv", x, sketch.random("last", 2, 128, 1, 1)), ("batch", 2, 5, 5))
+    return sketch.model()
+
+
+def test_groups_that_cannot_go_lose_places() -> None:
+    model, _ = pruned(onto_stream(), ratio=0.5)
+    assert (shape(model, "grouped")[:2], group_of(model)) == ((64, 8), 4)
+    model, findings = pruned(onto_stream(), 64, keep_macs=0.6)
+    assert findings.changed
+    ran(model)
+
+
+def test_a_budget_that_whole_groups_cannot_meet() -> None:
+    """One of four groups at the least: a quarter of the grouped convolution, and of all around it."""
+    proto = network(4, 16, 16)
+    model, findings = pruned(proto, 64, keep_macs=0.1)
+    assert group_of(model) == 4
+    assert any("with whole groups keep_macs 0.1 cannot be met" in note for note in findings.notes)
+    whole, findings = pruned(proto, 64, keep_macs=0.4)
+    assert group_of(whole) < 4
+    assert not any("whole groups" in note for note in findings.notes)
+
+
+def test_nothing_to_prune_is_no_met_budget() -> None:
+    sketch = Sketch()
+    x = sketch.input("image", ("batch", 3, 5, 5))
+    x = sketch.node("Relu", sketch.node("Conv", x, sketch.random("only", 6, 3, 1, 1)))
+    sketch.output(sketch.node("Conv", x, sketch.random("last", 2, 6, 1, 1)), ("batch", 2, 5, 5))
+    for budget in ({"keep_macs": 0.5}, {"keep_params": 0.5}, {"keep_bytes": 0.5}, {"keep_latency": 0.5}):
+        for samples in (0, 64):
+            with pytest.raises(RecipeError, match="cannot be reached"):
+                pruned(sketch.model(), samples, **budget)
+    _, findings = pruned(sketch.model(), 64, ratio=0.5)
+    assert not findings.changed
+    assert not findings.chosen
+    assert "nothing was removed: no group may get narrower" in findings.notes

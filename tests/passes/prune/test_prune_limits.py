@@ -16,7 +16,7 @@ from onnxopt.model import Model, load
 from onnxopt.models.builders.sketch import Sketch
 from onnxopt.passing import Findings, make
 from onnxopt.pruning import curves
-from onnxopt.pruning.ranking import consumers, is_covered
+from onnxopt.pruning.ranking import Ranking, consumers, is_covered, lifted
 from onnxopt.pruning.readers import by_group, readers
 from tests.passes.prune.test_prune_channels import ran, widths
 
@@ -157,3 +157,14 @@ def test_a_criterion_that_cannot_be_had_everywhere_says_so() -> None:
         "1 groups are ranked by magnitude for want of data: dense: it is read by what" in each
         for each in findings.notes
     )
+
+
+def test_what_goes_for_nothing_still_does_when_scores_are_lifted() -> None:
+    order = np.arange(4)
+    low = Ranking(order, np.cumsum([-2.0, -1.0, 0.5, 1.0]))
+    dead = Ranking(order, np.cumsum([0.0, 0.0, 0.2, 0.3]), free=2)
+    found = [np.diff(each.losses, prepend=0.0) for each in lifted([low, dead])]
+    np.testing.assert_allclose(found[0], [0, 1, 2.5, 3])
+    np.testing.assert_allclose(found[1], [0, 0, 2.2, 2.3])
+    same = [Ranking(order, np.cumsum([0.0, 1.0, 1.0, 2.0]))]
+    assert lifted(same) == same
