@@ -99,8 +99,8 @@ class PruneChannels(Pass):
     norm: Literal["l1", "l2"] = Field("l2", description="magnitude of a unit's weights: sum, or root of squares")
     round_to: PositiveInt | Literal["auto"] = Field(
         "auto", description="what the kept channels and neurons are a multiple of, the nearest; narrower groups stay "
-        "as they are; auto: 8 for convolutions on target cpu, whole groups or blocks of grouped ones, else 1; heads and "
-        "recurrent units are never rounded"
+        "as they are; auto: 8 for convolutions on target cpu, whole groups or blocks of grouped ones, else 1; heads "
+        "and recurrent units are never rounded"
     )  # fmt: skip
     min_width: PositiveInt = Field(1, description="fewest units that a group keeps")
     include: Patterns = Field(

@@ -36,6 +36,7 @@ from onnxopt.pruning.sparse_layers import (
 )
 from onnxopt.pruning.sparse_pattern import Pattern, parsed
 from onnxopt.statistics import Collected, Stat, why_no_gram
+from onnxopt.validating import explain
 
 Method = Literal["magnitude", "wanda", "sparsegpt", "global"]
 
@@ -178,9 +179,7 @@ class Sparsify(Pass):
         try:
             return self.overridden(given)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "options"
-            raise RecipeError(f"overrides for {layer.name}: {where}: {first['msg']}") from error
+            raise RecipeError(explain(error, type(self), f"overrides for {layer.name}: ")) from error
 
     def _excluded(self, layer: Linear, context: Context) -> str | None:
         names = names_of(layer)

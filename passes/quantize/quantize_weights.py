@@ -34,6 +34,7 @@ from onnxopt.passes.quantize import (
     weight_sizes,
 )
 from onnxopt.passing import Context, Findings, Lossy, Pass, make
+from onnxopt.validating import explain
 
 _PRESETS: dict[str, Mapping[str, str]] = {
     "rtn": {"scale": "minmax", "rounding": "nearest"},
@@ -162,9 +163,7 @@ class QuantizeWeights(Pass):
         try:
             return self.overridden(override)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise RecipeError(f"overrides for {layer.name}: {key}: {first['msg']}, not {first['input']!r}") from error
+            raise RecipeError(explain(error, type(self), f"overrides for {layer.name}: ")) from error
 
     def _not_worth_it(self, root: ir.Value, group: "Sequence[_Choice]") -> str | None:
         """Why the file would not get smaller if all layers that were chosen of one stored weight read codes."""
