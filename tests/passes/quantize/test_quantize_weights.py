@@ -472,8 +472,8 @@ def test_options_of_a_layer_come_from_overrides() -> None:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ({"bits": 9}, "overrides for a: bits: Input should be 2, 3, 4, 5, 6, 7 or 8, not 9"),
-        ({"block_size": 20}, "overrides for a: block_size: Input should be 16, 32, 64, 128 or 256, not 20"),
+        ({"bits": 9}, "overrides for a: bits: must be 2, 3, 4, 5, 6, 7 or 8, not 9"),
+        ({"block_size": 20}, "overrides for a: block_size: must be 16, 32, 64, 128 or 256, not 20"),
     ],
 )
 def test_wrong_overrides_are_errors(override: dict[str, Any], line: str) -> None:
