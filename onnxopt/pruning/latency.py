@@ -14,8 +14,8 @@ from onnxopt.pruning.widths import Allocation, Budget, widths_for
 
 _TRIES = 7
 
-_NEAR = 0.03
-"""How near to its target, relatively, a measured latency has to be."""
+_NEAR = 0.025
+"""How near to its target, relatively, a measured latency has to be, twice on average."""
 
 
 def widths_for_latency(
@@ -82,6 +82,8 @@ def search(
     for _ in range(_TRIES):
         chosen = widths(share)
         found = measured(chosen)
+        if abs(found - wanted) <= _NEAR * wanted:  # chance, perhaps
+            found = (found + measured(chosen)) / 2
         if best is None or abs(found - wanted) < best[0]:
             best = abs(found - wanted), chosen, found
         if abs(found - wanted) <= _NEAR * wanted:
