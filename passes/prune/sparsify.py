@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, Validati
 from onnxopt.analysis.linear import Linear, find_linears
 from onnxopt.analysis.linear.recurrent import Layer
 from onnxopt.analysis.linear.sources import Use
+from onnxopt.analysis.parameters import stored
 from onnxopt.errors import DataError, RecipeError
 from onnxopt.globs import is_name, matches
 from onnxopt.model import Model
@@ -351,6 +352,11 @@ class _Work:
         if self.errors:
             self.findings.measures |= {"mean_error": float(np.mean(self.errors)), "worst_error": max(self.errors)}
         if self.findings.changed:
+            zeros, count = (
+                self.tally["weights"] - self.tally["nonzero_after"],
+                sum(e.params for e in stored(self.model)),
+            )
+            self.findings.notes.append(f"{zeros} weights are zero: {zeros / count:.1%} of the model's parameters")
             self.findings.notes.append(
                 "zeros are stored like any weight and ONNX Runtime is no faster with them: what gets smaller is the "
                 "compressed file (zip_bytes), or one that stores a bit for each weight and those that stay "

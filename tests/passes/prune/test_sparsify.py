@@ -370,6 +370,14 @@ def test_global_has_one_threshold(least: float) -> None:
     assert max(removed) < min(stay)
 
 
+def test_the_share_of_all_parameters_is_told() -> None:
+    proto = mlp()
+    model, findings = sparse(proto, ratio=0.5, include=["w1"])
+    every = [onnx.numpy_helper.to_array(each) for each in proto.graph.initializer]
+    zeros, count = np.count_nonzero(weight(model, "w1") == 0), sum(each.size for each in every)
+    assert f"{zeros} weights are zero: {zeros / count:.1%} of the model's parameters" in findings.notes
+
+
 def test_overrides_of_layers() -> None:
     overrides = [
         Override(match="w0", skip=True), Override(match="w1", pattern="1:4"), Override(match="w2", ratio=0.25),
