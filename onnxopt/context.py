@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxopt.analysis.cost import Cost, cost
 from onnxopt.analysis.linear import Linear, linears
 from onnxopt.analysis.shapes import Shapes, infer
+from onnxopt.analysis.skeleton import Dims
 from onnxopt.backends.jobs import evaluate_bytes
 from onnxopt.backends.target import Target
 from onnxopt.backends.worker import Worker
@@ -101,14 +102,21 @@ class RunContext:
 
     def shapes_of(self, model: Model) -> Shapes:
         """The same of another state of the model."""
-        return infer(model, self._sizes, self._observed)
+        return self._inferred(model)
 
     @property
     def cost(self) -> Cost:
         """MACs, parameters and bytes at those sizes, followed by symbols where inference does not tell them."""
-        return self._cached(
-            "cost", lambda: cost(self._model, infer(self._model, self._sizes, self._observed, thorough=True))
-        )
+        return self._cached("cost", lambda: cost(self._model, self._inferred(self._model, thorough=True)))
+
+    def _inferred(self, model: Model, *, thorough: bool = False) -> Shapes:
+        """What inference reaches; what it leaves open as a real run showed it, which edits since may have changed."""
+        found = infer(model, self._sizes, thorough=thorough)
+        filled = {
+            name: shape for name, seen in self._observed.items()
+            if found.concrete(name) is None and (shape := _filled(found.of(name), seen)) is not None
+        }  # fmt: skip
+        return infer(model, self._sizes, filled, thorough=thorough) if filled else found
 
     def store(self, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.TensorProtocol:
         """See `passing.Context.store`."""
@@ -188,6 +196,15 @@ def _placed(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
         os.path.abspath(tensor.path), tensor.offset, tensor.nbytes, tensor.dtype, shape=tensor.shape,
         name=tensor.name or "", base_dir="",
     )  # fmt: skip
+
+
+def _filled(dims: Dims | None, seen: tuple[int, ...]) -> tuple[int, ...] | None:
+    """A shape that was seen, but for the sizes that are known; None where it is of another rank."""
+    if dims is None:
+        return seen
+    if len(dims) != len(seen):
+        return None
+    return tuple(known if isinstance(known, int) else size for known, size in zip(dims, seen, strict=True))
 
 
 def _changed(model: ir.Model, change: Callable[[ir.ExternalTensor], ir.TensorProtocol]) -> onnx.ModelProto:

@@ -68,3 +68,30 @@ def test_weights_on_disk_are_read_where_they_are_needed(
         np.testing.assert_array_equal(found["y"], expected["y"])
     assert len(sent[0]) < 1024 < sum(tensor.nbytes for tensor in tensors.values() if tensor is not None)
     assert {value.name: value.const_value for value in model.weights()} == tensors
+
+
+def test_observed_sizes_fill_in_what_is_open() -> None:
+    """Rows that depend on the data are as a run showed them; columns are as the graph has them by now."""
+    model = load(
+        onnx.parser.parse_model(
+            """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[4, 3] x) => (float[K, 5] y)
+        <float[3, 7] a = {%s}, float[7, 5] b = {%s}, int64[2] turn = {-1, 3}> {
+            places = NonZero(x)
+            rows = Transpose<perm = [1, 0]>(places)
+            cast = Cast<to = 1>(rows)
+            wide = Concat<axis = 1>(cast, cast)
+            three = Slice(wide, zero, end, one)
+            h = MatMul(three, a)
+            y = MatMul(h, b)
+        }""".replace("int64[2] turn = {-1, 3}", "int64[1] one = {1}, int64[1] end = {3}, int64[1] zero = {0}")
+            % (", ".join(["1"] * 21), ", ".join(["1"] * 35))
+        )
+    )
+    for node in model.graph:
+        if node.op_type == "Slice":
+            node.replace_input_with(3, next(v for v in model.graph.initializers.values() if v.name == "one"))
+    stale = {"places": (2, 9), "rows": (9, 2), "cast": (9, 2), "wide": (9, 4), "three": (9, 3), "h": (9, 70)}
+    context = RunContext(model, sizes={"x": (4, 3)}, observed={**stale, "y": (9, 5)})
+    assert context.shapes.concrete("h") == (9, 7)
+    assert context.cost.macs == 9 * (3 * 7 + 7 * 5)

@@ -118,7 +118,8 @@ class _Plan:
             if made in live:
                 self._edit.insert([made], before=before)
             else:  # what read it was replaced, too
-                made.replace_input_with(0, None)
+                for place in range(len(made.inputs)):
+                    made.replace_input_with(place, None)
         for node in self.symbols.order:
             parent = self._parents.get(node.graph) if isinstance(node.graph, ir.Graph) else None
             if node not in live and (parent is None or parent in live):
