@@ -119,11 +119,10 @@ def _with_biases(model: Model, layers: Sequence[Damaged], rule: str) -> set[Use]
     current, bare = {each.weight.use: each for each in layers_of(model)}, set[Use]()
     for layer in layers:
         now = current.get(layer.use)
-        if isinstance(now, Linear) and now.bias is None and now.addend is None:
-            try:
-                model.apply(now.rebiased(np.zeros(now.groups * now.out_features, np.float32), rule))
-            except ModelError:  # told when it is its turn
-                continue
+        if not isinstance(now, Linear) or now.bias is not None or now.addend is not None:
+            continue
+        if now.vector_shape(now.groups, now.out_features) is not None:  # else the refit says why it gets none
+            model.apply(now.rebiased(np.zeros(now.groups * now.out_features, np.float32), rule))
             bare.add(layer.use)
     return bare
 
